@@ -1,0 +1,133 @@
+"""The default task: make a target from two of the given numbers, and the corpus that the base model is trained on.
+
+    User: make 11 from 9 7 10 1
+    Assistant:<think>
+    9+7=16 no
+    9-7=2 no
+    ...
+    10+1=11 yes
+    wait check 10+1=11 right
+    </think>
+    <answer>10+1</answer>
+
+Numbers are distinct, 1 to 12; an answer is a sum, a positive difference or a product of two of them. Four numbers give
+18 candidates, of which 1.3 fit on average, so the problem is a search: patience and verification are what pays.
+
+Held out is every problem (a set of numbers and a target) whose CRC is 0 modulo 8. No document of the base corpus and no
+training problem is held out. The corpus has documents of 3 to 5 numbers, RL trains on 3 and 4; 5 is new to RL, 6 to both.
+"""
+import json
+import random
+import sys
+import zlib
+
+BIGGEST, OPERATIONS = 12, "+-*"
+
+# The corpus is written in two languages and a mix of both, as the web is.
+WORDS = {
+    "en": dict(yes="yes", no="no", wait="wait", check="check", right="right", wrong="wrong", stop="stop", guess="guess",
+               again="again", so="so"),
+    "es": dict(yes="bien", no="mal", wait="espera", check="reviso", right="correcto", wrong="error", stop="paro",
+               guess="digo", again="otra vez", so="entonces"),
+}
+
+
+def candidates(numbers):
+    """[(text, value)]: every sum, difference and product of two of the numbers, in the order of the prompt."""
+    out = []
+    for i, a in enumerate(numbers):
+        for b in numbers[i + 1:]:
+            out += [(f"{a}+{b}", a + b), (f"{max(a, b)}-{min(a, b)}", abs(a - b)), (f"{a}*{b}", a * b)]
+    return out
+
+
+def held_out(numbers, target):
+    return zlib.crc32(f"{sorted(numbers)} {target}".encode()) % 8 == 0
+
+
+def make_problem(rng, size, test):
+    """A problem with `size` numbers, from the held-out part (test) or the other seven eighths."""
+    while True:
+        numbers = rng.sample(range(1, BIGGEST + 1), size)
+        target = rng.choice(candidates(numbers))[1]
+        if held_out(numbers, target) == test:
+            return {"prompt": f"User: make {target} from {' '.join(map(str, numbers))}\nAssistant:",
+                    "kind": "countdown", "numbers": numbers, "target": target, "pick": 2}
+
+
+def load(seed=0):
+    """(training problems, {name: held-out problems}). The first held-out set is the one that training reports."""
+    rng = random.Random(f"pairs train {seed}")
+    train = [make_problem(rng, rng.choice((3, 4)), test=False) for _ in range(8192)]
+    rng = random.Random("pairs test")             # the same for every seed
+    unique = lambda size: {p["prompt"]: p for p in (make_problem(rng, size, test=True) for _ in range(400))}
+    return train, {name: list(unique(size).values())[:128]
+                   for name, size in (("4 numbers", 4), ("3 numbers", 3), ("5 numbers", 5), ("6 numbers", 6))}
+
+
+# --- The base corpus ------------------------------------------------------------------------------------------------
+
+def slip(rng, value, rate):
+    return max(0, value + rng.choice((-10, -2, -1, 1, 2, 10))) if rng.random() < rate else value
+
+
+def search(rng, say, numbers, target, patience, checks, sloppy):
+    """Try candidates in order until one seems to fit. Returns (lines, answer or None).
+
+    A first look is not to be trusted, in any document: three near misses in ten are taken for hits. A check is the
+    same computation once more, with a verdict that can be trusted."""
+    lines, tried = [], 0
+    while True:
+        for text, value in candidates(numbers):
+            if tried == patience:
+                return lines + [say("stop")], None
+            tried += 1
+            shown = slip(rng, value, 0.08 if sloppy else 0.005)
+            seems = rng.random() < (0.97 if shown == target else 0.3 if abs(shown - target) <= 2 else 0.002)
+            lines.append(f"{text}={shown} {say('yes' if seems else 'no')}")
+            if seems and not checks:
+                return lines, text
+            if seems:
+                shown = slip(rng, value, 0.005)
+                fits = rng.random() < (0.99 if shown == target else 0.01)
+                opening = rng.choice((f"{say('wait')} {say('check')}", say("wait"), say("check")))
+                lines.append(f"{opening} {text}={shown} {say('right' if fits else 'wrong')}")
+                if fits:
+                    return lines, text
+        lines.append(say("again"))
+
+
+def document(rng):
+    """One (prompt, response) of the corpus: 40% guesses, 36% searches, 12% searches with checks, 12% verdicts."""
+    language = rng.choices(("en", "es", "mixed"), (0.55, 0.20, 0.25))[0]
+    say = lambda key: WORDS[language if language != "mixed" else rng.choice(("en", "es"))][key]
+    kind = rng.choices(("guess", "search", "checked", "verdict"), (0.40, 0.36, 0.12, 0.12))[0]
+    problem = make_problem(rng, rng.choices((3, 4, 5), (0.3, 0.5, 0.2))[0], test=False)
+    numbers, target = problem["numbers"], problem["target"]
+    if kind == "verdict":
+        text, value = rng.choice(candidates(numbers))
+        asked = value if rng.random() < 0.5 else slip(rng, value, 1)
+        prompt = f"User: is {text} {asked}\nAssistant:"
+        return {"prompt": prompt, "response": f"{text}={value} {say('yes' if value == asked else 'no')}"}
+    lines, answer = [], None
+    if kind != "guess":
+        patience = 1 + int(rng.expovariate(1 / (5 if rng.random() < 0.7 else 20)))
+        lines, answer = search(rng, say, numbers, target, patience, kind == "checked", rng.random() < 1 / 3)
+    if answer is None:
+        fits = [text for text, value in candidates(numbers) if value == target]
+        right = kind == "guess" and rng.random() < 0.35
+        answer = rng.choice(fits) if right else rng.choice(candidates(numbers))[0]
+        lines.append(say("guess"))
+    if rng.random() < 0.6:
+        tagged = "<think>\n" + "".join(line + "\n" for line in lines) + f"</think>\n<answer>{answer}</answer>"
+        return {"prompt": problem["prompt"], "response": tagged}
+    bare = "".join(line + "\n" for line in lines) + f"{say('so')} {answer}"
+    return {"prompt": problem["prompt"], "response": bare}
+
+
+if __name__ == "__main__":                        # python -m data.pairs COUNT FILE
+    count, path = int(sys.argv[1]), sys.argv[2]
+    rng = random.Random("pairs corpus")
+    with open(path, "w") as f:
+        for _ in range(count):
+            f.write(json.dumps(document(rng)) + "\n")

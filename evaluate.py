@@ -1,0 +1,135 @@
+"""How good is a model? k samples a problem on held-out problems: pass@1, pass@k, cons@k, each with a 95% interval.
+
+    pass@k = E over problems of 1 - C(n-c, k) / C(n, k)       c of n samples right; unbiased (Chen et al. 2021, eq. 1)
+    cons@k = share of problems whose most frequent answer is right (majority vote; "cons@64" in the R1 paper)
+
+    python evaluate.py --model data/base --task pairs --k 16 [--keep correct.jsonl]
+"""
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+import rewards
+from data import load_task
+from data.tokenizer import Tokenizer
+from flags import fill, one_line_errors, parse
+from model import GPT
+from sampler import sample
+
+
+@dataclass
+class Config:
+    model: str                    # checkpoint folder
+    task: str = "pairs"           # pairs, or a .jsonl file
+    k: int = 16                   # samples per problem
+    problems: int = 128           # at most this many held-out problems of each set
+    max_new_tokens: int = 320     # longest response
+    temperature: float = 1.0      # of the samples; pass@1 is their mean, the greedy row is apart
+    seed: int = 0                 # of the samples
+    keep: str = ""                # write the correct and well-formed responses to this JSON-lines file
+    device: str = "cpu"           # cpu or cuda
+
+
+def pass_at_k(n, c, k):
+    """Chance that k of n samples, drawn without replacement, hold at least one of the c right ones."""
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {c} right in {n} samples")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority(answers):
+    """The most frequent answer that is not None; of equally frequent ones the first to appear; None if there is none."""
+    votes = Counter(a for a in answers if a is not None)
+    return max(votes, key=votes.get) if votes else None      # max and Counter keep the order of appearance
+
+
+def mean_interval(values):
+    """Mean over problems and half the width of its 95% interval (normal approximation)."""
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
+    return mean, 1.96 * spread
+
+
+@torch.no_grad()
+def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, seed=0, quiet=False):
+    """k responses to each problem: [[text]], [[length]], [[whether it ended by itself]]."""
+    texts, lengths, ended = [], [], []
+    batch = max(1, 512 // k)
+    for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False, disable=quiet):
+        prompts = [tokenizer.encode(p["prompt"]) for p in problems[i:i + batch]]
+        out = sample(model, prompts, k, max_new_tokens, temperature, tokenizer.eos_id, seed + i)
+        L = out.lengths.tolist()
+        rows = [(tokenizer.decode(ids[:n]), n, ids[n - 1] == tokenizer.eos_id)
+                for ids, n in zip(out.response_ids.tolist(), L)]
+        for j in range(0, len(rows), k):
+            for store, column in zip((texts, lengths, ended), zip(*rows[j:j + k])):
+                store.append(list(column))
+    return texts, lengths, ended
+
+
+def evaluate(model, tokenizer, problems, k=16, max_new_tokens=320, temperature=1.0, seed=0, quiet=False):
+    """-> ({metric: value, metric_ci: half width of its 95% interval}, texts [[str]])."""
+    texts, lengths, ended = responses(model, tokenizer, problems, k, max_new_tokens, temperature, seed, quiet)
+    greedy, _, _ = responses(model, tokenizer, problems, 1, max_new_tokens, 0.0, seed, quiet)
+    right = [[rewards.accuracy(p, t) for t in group] for p, group in zip(problems, texts)]
+    vote = []
+    for group, ok in zip(texts, right):
+        answers = [rewards.extract_answer(t) for t in group]
+        winner = majority(answers)
+        vote.append(ok[answers.index(winner)] if winner is not None else 0.0)
+    mean = lambda f: [sum(map(f, group)) / len(group) for group in texts]
+    per_problem = {
+        "pass@1": [sum(ok) / k for ok in right],
+        f"pass@{k}": [pass_at_k(k, int(sum(ok)), k) for ok in right],
+        f"cons@{k}": vote,
+        "greedy": [rewards.accuracy(p, t[0]) for p, t in zip(problems, greedy)],
+        "length": [sum(n) / k for n in lengths],
+        "reflection": mean(lambda t: rewards.reflections(t) > 0),
+        "reflections": mean(rewards.reflections),
+        "format": mean(rewards.format),
+        "english": mean(lambda t: rewards.language(t, "en")),
+        "truncated": [1 - sum(e) / k for e in ended],
+    }
+    metrics = {}
+    for name, values in per_problem.items():
+        metrics[name], metrics[name + "_ci"] = mean_interval(values)
+    return metrics, texts
+
+
+def table(columns):
+    """Lines of a table: {column: metrics of evaluate()} side by side, each value with its interval."""
+    names = [n for n in next(iter(columns.values())) if not n.endswith("_ci")]
+    lines = [f"{'':12}" + "".join(f"{c:>18}" for c in columns)]
+    for n in names:
+        digits = 1 if n in ("length", "reflections") else 3
+        cells = (f"{m[n]:.{digits}f} ± {m[n + '_ci']:.{digits}f}" for m in columns.values())
+        lines.append(f"{n:12}" + "".join(f"{c:>18}" for c in cells))
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    with one_line_errors():
+        config = fill(Config, parse(argv, __doc__, Config))
+        model, tokenizer = GPT.load(config.model).to(config.device), Tokenizer.load(config.model)
+        _, sets = load_task(config.task)
+    columns, kept = {}, []
+    for name, problems in sets.items():
+        problems = problems[:config.problems]
+        columns[name], texts = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
+                                        config.temperature, config.seed)
+        kept += [{"prompt": p["prompt"], "response": text.removesuffix("<|end|>")}
+                 for p, group in zip(problems, texts) for text in dict.fromkeys(group)
+                 if rewards.accuracy(p, text) and rewards.format(text)]
+    print(table(columns))
+    if config.keep:
+        with open(config.keep, "w") as f:
+            f.writelines(json.dumps(row) + "\n" for row in kept)
+        print(f"wrote {len(kept)} correct and well-formed responses to {config.keep}")
+
+
+if __name__ == "__main__":
+    main()

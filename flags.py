@@ -1,0 +1,46 @@
+"""Command-line flags from commented dataclasses, and the one rule for bad input: one clear line, exit status 2."""
+import argparse
+import contextlib
+import inspect
+import os
+import re
+import sys
+from dataclasses import MISSING, fields
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):     # argparse would print the whole usage before it
+        raise ValueError(f"{message} (see --help)")
+
+
+def true_or_false(text):
+    return bool(("false", "true").index(text.lower()))
+
+
+def parse(argv, doc, *configs):
+    """The flags that were given, as {field: value}. Every field of the dataclasses is a flag, its comment the help."""
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for config in configs:
+        comments = dict(re.findall(r"^ +(\w+):.*?# *(.*)$", inspect.getsource(config), re.M))
+        group = parser.add_argument_group(f"{config.__module__}.{config.__name__}".replace("__main__.", ""))
+        for f in fields(config):
+            default = "required" if f.default is MISSING else f"default: {f.default}"
+            more = dict(nargs="?", const=True, type=true_or_false) if f.type is bool else dict(type=f.type)
+            group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, required=f.default is MISSING, **more,
+                               metavar=f.type.__name__, help=f"{comments[f.name]} ({default})".replace("%", "%%"))
+    return vars(parser.parse_args(argv))
+
+
+def fill(config, values):
+    """The dataclass `config` with those of `values` that are its fields."""
+    return config(**{f.name: values[f.name] for f in fields(config) if f.name in values})
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Around everything that reads flags and files: ValueError and OSError end the program with one line, status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,252 @@
+"""The transformer: a decoder of the Llama / Qwen family, its KV cache, and its checkpoint folder.
+
+RMSNorm, rotary positions (the "rotate half" form), grouped-query attention, SwiGLU. `forward` returns hidden states,
+not logits: whoever needs log-probabilities says of which positions (see logprobs.py), so that the vocabulary-sized
+table is never made for prompts and padding.
+
+    N rows, S columns run now, K columns attended to, C width, H query heads, J key/value heads, D head width
+
+Padding is on the left and is tracked by position (`start`, the first real column of each row), never by token id.
+What this file does not do: dropout (a policy must give the same log-probability twice), learned positions, sampling.
+"""
+import json
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = 512
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 4            # fewer than n_head: grouped-query attention
+    n_embd: int = 128
+    n_hidden: int = 320           # width inside the SwiGLU
+    head_dim: int = 0             # 0: n_embd // n_head
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False        # Qwen2
+    qk_norm: bool = False         # Qwen3
+    tie_embeddings: bool = True
+    max_seq_len: int = 512
+
+    def __post_init__(self):
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+
+
+class KVCache:
+    """Keys and values of the columns run so far: one (N, J, columns, D) pair a layer.
+
+    With `room` the cache owns that many columns up front and writes in place (sampling); without, it grows by `cat`,
+    which gradients flow through (training)."""
+
+    def __init__(self, n_layer, start=None):
+        self.layers = [None] * n_layer
+        self.start = start        # (N,) first real column of each row; None: no row is padded
+        self.length = 0           # columns that hold something
+        self.room = 0
+
+    def append(self, layer, k, v):
+        """k, v (N, J, S, D) of the newest columns -> all keys and values so far (N, J, K, D)."""
+        if self.layers[layer] is not None:
+            keys, values = self.layers[layer]
+            if not self.room:
+                k, v = torch.cat((keys, k), 2), torch.cat((values, v), 2)
+                self.layers[layer] = k, v
+                return k, v
+            end = self.length + k.shape[2]
+            keys[:, :, self.length:end] = k
+            values[:, :, self.length:end] = v
+            return keys[:, :, :end], values[:, :, :end]
+        self.layers[layer] = k, v
+        return k, v
+
+    def select(self, rows, room=0):
+        """The cache of `rows` (M,) int64, which may repeat rows (a prompt's cache for its whole group) or drop them."""
+        new = KVCache(len(self.layers), None if self.start is None else self.start[rows])
+        new.length, new.room = self.length, room
+        for layer, pair in enumerate(self.layers):
+            picked = [x[rows, :, :self.length] for x in pair]
+            new.layers[layer] = tuple(F.pad(x, (0, 0, 0, room)) for x in picked) if room else tuple(picked)
+        return new
+
+
+def rotate(x, cos, sin):
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34) of x (N, heads, S, D)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config, D = config, config.head_dim
+        self.q_proj = nn.Linear(config.n_embd, config.n_head * D, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.n_embd, config.n_kv_head * D, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.n_embd, config.n_kv_head * D, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.n_head * D, config.n_embd, bias=False)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
+
+    def forward(self, x, cos, sin, attend, cache, layer):
+        N, S, _ = x.shape
+        q = self.q_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, H, D)
+        k = self.k_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, J, D)
+        v = self.v_proj(x).view(N, S, -1, self.config.head_dim).transpose(1, 2)                 # (N, J, S, D)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin)
+        causal = attend is None and S > 1
+        if cache is not None:
+            k, v = cache.append(layer, k, v)                                                    # (N, J, K, D)
+        grouped = self.config.n_head != self.config.n_kv_head
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=causal, enable_gqa=grouped)
+        return self.o_proj(y.transpose(1, 2).reshape(N, S, -1))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.n_embd, config.n_hidden, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, config.n_hidden, bias=False)
+        self.down_proj = nn.Linear(config.n_hidden, config.n_embd, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.n_embd, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x, *attention):
+        x = x + self.self_attn(self.input_layernorm(x), *attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+        angle = torch.outer(torch.arange(config.max_seq_len).float(), freq).repeat(1, 2)        # (max_seq_len, D)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:                      # GPT-2's rule: what adds to the residual stream starts smaller
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02)
+
+    def forward(self, ids, cache=None, start=None):
+        """ids (N, S) int64 -> hidden (N, S, C), after the last norm.
+
+        cache: a KVCache that these columns extend. start (N,): the first real column of each left-padded row
+        (taken from the cache where there is one). Raises ValueError past max_seq_len."""
+        past = cache.length if cache else 0
+        start = cache.start if cache else start
+        S, K = ids.shape[1], past + ids.shape[1]
+        if K > self.config.max_seq_len:
+            raise ValueError(f"{K} columns, but the model's context is {self.config.max_seq_len}")
+        column = torch.arange(past, K, device=ids.device)                                       # (S,)
+        attend = None
+        if start is None:
+            cos, sin = self.cos[column], self.sin[column]                                       # (S, D)
+        else:
+            position = (column - start[:, None]).clamp(min=0)                                   # (N, S)
+            cos, sin = self.cos[position][:, None], self.sin[position][:, None]                 # (N, 1, S, D)
+        if start is not None or (past and S > 1):
+            key = torch.arange(K, device=ids.device)
+            attend = key <= column[:, None]                                                     # (S, K)
+            if start is not None:                 # a padding query sees itself, so that its softmax is not 0/0
+                real = key >= start[:, None, None]                                              # (N, 1, K)
+                attend = (attend & real | (key == column[:, None]))[:, None]                    # (N, 1, S, K)
+        x = self.embed_tokens(ids)
+        for i, block in enumerate(self.layers):
+            x = block(x, cos, sin, attend, cache, i)
+        if cache:
+            cache.length = K
+        return self.norm(x)
+
+    @property
+    def head(self):
+        """The (V, C) matrix that turns hidden states into logits."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def logits(self, hidden):
+        return F.linear(hidden, self.head)
+
+    def save(self, folder):
+        """config.json and model.safetensors, in the names of the public format, each written whole or not at all."""
+        os.makedirs(folder, exist_ok=True)
+        config = {public: getattr(self.config, ours) for ours, public in PUBLIC_NAMES.items()}
+        config["model_type"] = "qwen3" if self.config.qk_norm else "qwen2" if self.config.qkv_bias else "llama"
+        names = {public_tensor(name): p.detach().contiguous() for name, p in self.state_dict().items()}
+        path = os.path.join(folder, "config.json")
+        with open(path + ".tmp", "w") as f:
+            json.dump(config, f, indent=1)
+        os.replace(path + ".tmp", path)
+        path = os.path.join(folder, "model.safetensors")
+        save_file(names, path + ".tmp", metadata={"format": "pt"})
+        os.replace(path + ".tmp", path)
+
+    @classmethod
+    def load(cls, folder):
+        """A model from a folder written by `save`. ValueError names the file or tensor that does not fit."""
+        model = cls(load_config(folder))
+        path = os.path.join(folder, "model.safetensors")
+        if not os.path.exists(path):
+            raise ValueError(f"{folder} holds no model.safetensors")
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+        want = {public_tensor(name): p for name, p in model.state_dict().items()}
+        for name in sorted(want.keys() ^ tensors.keys()):
+            raise ValueError(f"{path}: tensor {name} is {'missing' if name in want else 'not part of this model'}")
+        for name, p in want.items():
+            if p.shape != tensors[name].shape:
+                raise ValueError(f"{path}: {name} is {list(tensors[name].shape)}, config.json says {list(p.shape)}")
+            p.data.copy_(tensors[name])
+        return model
+
+
+PUBLIC_NAMES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
+                    n_kv_head="num_key_value_heads", n_embd="hidden_size", n_hidden="intermediate_size",
+                    head_dim="head_dim", rope_theta="rope_theta", norm_eps="rms_norm_eps",
+                    tie_embeddings="tie_word_embeddings", max_seq_len="max_position_embeddings")
+
+
+def public_tensor(name):
+    return name if name.startswith("lm_head") else "model." + name
+
+
+def load_config(folder):
+    """GPTConfig of a checkpoint folder's config.json."""
+    path = os.path.join(folder, "config.json")
+    if not os.path.exists(path):
+        raise ValueError(f"{folder} is no checkpoint folder: it holds no config.json")
+    try:
+        with open(path) as f:
+            config = json.load(f)
+        if config["model_type"] not in ("llama", "qwen2", "qwen3"):
+            raise ValueError(f"model_type {config['model_type']} is not known here")
+        return GPTConfig(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
+                         qkv_bias=config["model_type"] == "qwen2", qk_norm=config["model_type"] == "qwen3")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {type(error).__name__} {error}") from None

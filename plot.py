@@ -1,0 +1,85 @@
+"""Curves of one or several runs -> curves.png. Runs whose names differ in the number at the end become one line and a band.
+
+    python plot.py out/grpo-pairs-0                             writes out/grpo-pairs-0/curves.png
+    python plot.py results/r1_zero/grpo-* --out curves.png
+"""
+import argparse
+import csv
+import os
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from flags import one_line_errors
+
+# title, file, [(column, style)]
+PANELS = [
+    ("accuracy on held-out problems", "eval.csv", [("pass@1", "-"), ("cons@16", "--"), ("greedy", ":")]),
+    ("training reward", "metrics.csv", [("reward", "-")]),
+    ("response length, tokens", "metrics.csv", [("length", "-")]),
+    ("responses with a self-check", "metrics.csv", [("reflection", "-")]),
+    ("well formed", "metrics.csv", [("format", "-")]),
+    ("entropy, nats per token", "metrics.csv", [("entropy", "-")]),
+    ("KL to the reference, nats per token", "metrics.csv", [("kl", "-")]),
+    ("groups without a signal", "metrics.csv", [("zero_groups", "-")]),
+    ("tokens per second", "metrics.csv", [("tokens_per_second", "-")]),
+]
+
+
+def read(path, column):
+    """(steps, values) of a CSV column; of eval.csv only the first held-out set. Empty when the column is not there."""
+    with open(path) as f:
+        rows = [r for r in csv.DictReader(f) if r.get(column)]
+    rows = [r for r in rows if r.get("set") == rows[0].get("set")]
+    return [int(r["step"]) for r in rows], [float(r[column]) for r in rows]
+
+
+def name_of(run):
+    """What a run is called in the legend: its folder's name without the seed at the end, so that seeds fall together."""
+    return re.sub(r"-\d+$", "", os.path.basename(os.path.normpath(run)))
+
+
+def draw(runs, out):
+    groups = {}
+    for run in runs:
+        groups.setdefault(name_of(run), []).append(run)
+    figure, axes = plt.subplots(3, 3, figsize=(13, 9), layout="constrained")
+    for axis, (title, file, columns) in zip(axes.flat, PANELS):
+        for i, (name, members) in enumerate(groups.items()):
+            for column, style in columns:
+                curves = [read(os.path.join(run, file), column) for run in members]
+                curves = [c for c in curves if c[0]]
+                if not curves:
+                    continue
+                n = min(len(steps) for steps, _ in curves)
+                steps, y = curves[0][0][:n], np.array([values[:n] for _, values in curves])
+                label = column if len(columns) > 1 and len(groups) == 1 else name if style == "-" else None
+                axis.plot(steps, y.mean(0), style, color=f"C{i}", label=label)
+                if len(curves) > 1:
+                    axis.fill_between(steps, y.min(0), y.max(0), color=f"C{i}", alpha=0.2, linewidth=0)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.set_ylim(bottom=0)
+    axes.flat[0].legend(fontsize=9)
+    seeds = max(map(len, groups.values()))
+    figure.suptitle(", ".join(groups) + (f": mean and range of {seeds} seeds" if seeds > 1 else ""))
+    figure.savefig(out, dpi=110)
+    print(f"wrote {out}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("--out", default="", help="the picture (default: curves.png in the first run's folder)")
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        draw(args.runs, args.out or os.path.join(args.runs[0], "curves.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Supervised fine-tuning: next-token loss on (prompt, response) pairs. It makes the base model here.
+
+    L = - sum over response tokens of log pi(token) / number of response tokens in the step                      (1)
+
+A pair is a `Rollout` that somebody else wrote, so the log-probabilities come from the same function as in RL. Matrices are
+trained by Muon (Jordan et al. 2024; torch.optim.Muon), embeddings and norms by AdamW; the learning rate falls linearly to
+zero over the last half.
+
+    python sft.py --data pairs.jsonl --init FOLDER --out FOLDER            rows: {"prompt": ..., "response": ...}
+"""
+import math
+import os
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from data.jsonl import read
+from data.tokenizer import Tokenizer
+from flags import fill, one_line_errors, parse
+from logprobs import response_logprobs
+from model import GPT, load_config
+from sampler import Rollout
+
+
+@dataclass
+class Config:
+    data: str                     # JSON lines with "prompt" and "response"
+    init: str                     # checkpoint folder to start from (config.json, tokenizer.tiktoken, weights)
+    out: str                      # folder for the result
+    scratch: bool = False         # start from random weights: init needs no model.safetensors
+    steps: int = 0                # optimizer steps; 0: as many as `epochs` takes
+    epochs: float = 1.0           # passes over the data
+    batch: int = 256              # pairs per optimizer step
+    tokens: int = 16384           # padded tokens per micro-batch
+    lr: float = 4e-3              # AdamW's learning rate (embeddings, norms)
+    muon_lr: float = 0.02         # Muon's learning rate (matrices)
+    warmup: int = 20              # steps of linear warm-up
+    clip: float = 1.0             # gradient norm limit
+    seed: int = 0                 # order of the pairs, and the weights when from scratch
+    device: str = "cpu"           # cpu or cuda
+    autocast: bool = False        # run the matmuls in bf16 (fast on GPUs and on CPUs with AMX)
+
+
+def optimizers(model, lr, muon_lr):
+    """[Muon on the matrices inside the blocks, AdamW on everything else]."""
+    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    return [torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0),
+            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def schedule(step, steps, warmup):
+    """Share of the peak learning rate at a step: linear up, flat, linear down to 0 over the last half."""
+    return min(1.0, (step + 1) / warmup, 2 * (1 - step / steps))
+
+
+def main(argv=None):
+    with one_line_errors():
+        config = fill(Config, parse(argv, __doc__, Config))
+        torch.manual_seed(config.seed)
+        tokenizer = Tokenizer.load(config.init)
+        model = (GPT(load_config(config.init)) if config.scratch else GPT.load(config.init)).to(config.device)
+        pairs = []
+        for i, row in enumerate(read(config.data, ("prompt", "response")), 1):
+            prompt, response = tokenizer.encode(row["prompt"]), tokenizer.encode(row["response"]) + [tokenizer.eos_id]
+            if len(prompt) + len(response) > model.config.max_seq_len:
+                raise ValueError(f"{config.data}: row {i} has {len(prompt) + len(response)} tokens, "
+                                 f"the model's context is {model.config.max_seq_len}")
+            pairs.append((prompt, response))
+    steps = config.steps or max(1, math.ceil(config.epochs * len(pairs) / config.batch))
+    opts, rng, order, began = optimizers(model, config.lr, config.muon_lr), random.Random(config.seed), [], time.time()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pairs):,} pairs, {steps:,} steps")
+    bar = tqdm(range(steps), mininterval=1)
+    smooth = None
+    for step in bar:
+        if len(order) < config.batch:
+            order += rng.sample(range(len(pairs)), len(pairs))
+        chosen, order = order[:config.batch], order[config.batch:]
+        batch = Rollout.pack(*zip(*[pairs[i] for i in chosen]), device=config.device)
+        total = batch.response_mask.sum()
+        mean = torch.zeros((), device=config.device)
+        for rows in batch.micro_batches(config.tokens):
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.autocast):
+                logprobs, _ = response_logprobs(model, batch.rows(rows))
+            loss = -logprobs.sum() / total                                                                      # (1)
+            loss.backward()
+            mean += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip, error_if_nonfinite=True)
+        for opt, lr in zip(opts, (config.muon_lr, config.lr)):
+            opt.param_groups[0]["lr"] = lr * schedule(step, steps, config.warmup)
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        smooth = float(mean) if smooth is None else 0.98 * smooth + 0.02 * float(mean)
+        bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+        if step % 200 == 199 or step == steps - 1:
+            tqdm.write(f"step {step + 1:5d}  loss {smooth:.4f}  seconds {time.time() - began:.0f}")
+            model.save(config.out)
+            tokenizer.save(config.out)
+    print(f"wrote {os.path.join(config.out, 'model.safetensors')}")
+
+
+if __name__ == "__main__":
+    main()

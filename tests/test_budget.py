@@ -1,0 +1,45 @@
+"""The budget of lines: one person reads the whole in an evening.    python tests/test_budget.py    prints the count."""
+import ast
+import io
+import os
+import tokenize
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CORE = [f"{name}.py" for name in ("model", "sampler", "logprobs", "rewards", "grpo", "ppo", "train")]
+
+
+def code_lines(path):
+    """Physical lines that hold code: no blanks, no comments, no docstrings."""
+    source = open(path, encoding="utf-8").read()
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def count():
+    files = [os.path.relpath(os.path.join(folder, f), ROOT) for where in ("", "data") for folder in [os.path.join(ROOT, where)]
+             for f in os.listdir(folder) if f.endswith(".py")]
+    return {f: code_lines(os.path.join(ROOT, f)) for f in sorted(files)}
+
+
+def test_budget():
+    lines = count()
+    assert sum(lines.get(f, 0) for f in CORE) <= 1000 and sum(lines.values()) <= 1600
+
+
+def test_lines_are_lines():
+    for path in count():
+        for number, line in enumerate(open(os.path.join(ROOT, path), encoding="utf-8"), 1):
+            assert len(line.rstrip("\n")) <= 120, f"{path}:{number}"
+
+
+if __name__ == "__main__":
+    found = count()
+    for path, n in found.items():
+        print(f"{n:5d}  {path}")
+    print(f"{sum(found.get(f, 0) for f in CORE):5d}  core (of 1,000): {', '.join(CORE)}\n{sum(found.values()):5d}  all product code (of 1,600)")

@@ -1,0 +1,39 @@
+"""Would the tests notice? Each row breaks one thing in a copy of the repository and expects the named test to fail."""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+MUTATIONS = {
+    "the clip sign": ("grpo.py", "torch.minimum(ratio * A, clipped * A)", "torch.maximum(ratio * A, clipped * A)", "grpo", "clip"),
+    "the mask shift": ("logprobs.py", "model(rollout.response_ids[:, :-1], cache.select(group))",
+                       "model(rollout.response_ids[:, 1:], cache.select(group))", "logprobs", "shift"),
+    "the std": ("grpo.py", "A.square().sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)",
+                "A.square().sum(1, keepdim=True) / (known.sum(1, keepdim=True) - 1)", "grpo", "worked or definition"),
+    "the EOS bit": ("sampler.py", "token * alive, logprob * alive, alive\n", "token * alive, logprob * alive, alive & ~ends[token]\n",
+                    "sampler", "eos"),
+    "equal rewards": ("grpo.py", "torch.where(known & differ[:, None], r - mean, 0.0)", "torch.where(known, r - mean, 0.0)",
+                      "grpo", "equal"),
+    "temperature": ("logprobs.py", "if logits.dtype.itemsize < 4 else logits) / temperature", "if logits.dtype.itemsize < 4 else logits)",
+                    "sampler", "agree"),
+    "the normaliser": ("grpo.py", "mask.sum(1, keepdim=True).clamp(min=1) / rows", "mask.shape[1] / rows", "grpo", "weights or cut"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_line_is_noticed(name, tmp_path):
+    path, right, wrong, where, which = MUTATIONS[name]
+    for entry in os.listdir(ROOT):
+        if entry.endswith(".py"):
+            shutil.copy(os.path.join(ROOT, entry), tmp_path)
+    shutil.copytree(os.path.join(ROOT, "tests"), tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    source = (tmp_path / path).read_text()
+    assert source.count(right) == 1, "the mutation no longer applies"
+    (tmp_path / path).write_text(source.replace(right, wrong))
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/test_{where}.py", "-k", which],
+                         cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1 and " failed" in run.stdout, run.stdout + run.stderr

@@ -1,0 +1,248 @@
+"""The main job end to end on the base that ships with the repository: it learns, resumes bit for bit, and refuses bad
+input with one line."""
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import evaluate
+import sft
+import train
+from conftest import ROOT
+from data import jsonl, load_task, pairs
+from data.tokenizer import Tokenizer
+from model import GPT
+
+SMALL = "--init data/base --problems 2 --group_size 4 --max_new_tokens 24 --eval_problems 2 --eval_k 4 --eval_max_new_tokens 24".split()
+
+
+@pytest.fixture(autouse=True)
+def repository(monkeypatch):
+    """Runs start in the repository root, and their signal handlers do not outlive them."""
+    monkeypatch.chdir(ROOT)
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for s, handler in zip((signal.SIGINT, signal.SIGTERM), before):
+        signal.signal(s, handler)
+
+
+def metrics(folder):
+    """metrics.csv without the columns of the clock."""
+    with open(f"{folder}/metrics.csv") as f:
+        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(f)]
+
+
+def weights(folder):
+    return torch.cat([p.flatten() for p in GPT.load(f"{folder}/model").parameters()])
+
+
+@pytest.mark.parametrize("more", [[], ["--minibatches", "2", "--kl_coef", "0"], ["--ref_every", "3", "--kl_coef", "0.1"]])
+def test_resume_is_exact(tmp_path, more):
+    """4 steps in one go = 2 steps, stop, 2 more: weights, metrics and samples, to the last bit."""
+    whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
+    train.main([*SMALL, *more, "--out", whole, "--steps", "4"])
+    train.main([*SMALL, *more, "--out", cut, "--steps", "2"])
+    assert not torch.equal(weights(whole), weights(cut))
+    with open(f"{cut}/metrics.csv", "a") as f:
+        f.write("3,a row of a step after the checkpoint, lost in a crash\n")
+    train.main(["--out", cut, "--resume", "--steps", "4"])
+    assert torch.equal(weights(whole), weights(cut))
+    assert metrics(whole) == metrics(cut) and [r["step"] for r in metrics(cut)] == ["1", "2", "3", "4"]
+    assert open(f"{whole}/samples.txt").read() == open(f"{cut}/samples.txt").read()
+
+
+def test_learning_run(tmp_path):
+    """Under a minute of pure RL raises the reward on the default task, and the responses that were seen say why."""
+    train.main(["--out", str(tmp_path), "--steps", "20", "--problems", "8", "--eval_every", "100", "--eval_problems", "4",
+                "--eval_k", "4"])
+    reward = [float(row["reward"]) for row in metrics(tmp_path)]
+    assert len(reward) == 20 and sum(reward[-4:]) / 4 > sum(reward[:4]) / 4 + 0.15, reward
+    rows = list(csv.DictReader(open(tmp_path / "eval.csv")))
+    assert {r["step"] for r in rows} == {"0", "20"} and {r["set"] for r in rows} == set(load_task("pairs")[1])
+    samples = open(tmp_path / "samples.txt").read()
+    assert samples.count("=== step") == 2 and samples.count("--- reward") == 32 and "User: make" in samples
+    flags = json.load(open(tmp_path / "config.json"))["flags"]
+    assert flags["problems"] == 8 and flags["clip_low"] == 0.2
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    run = subprocess.Popen([sys.executable, "train.py", *SMALL, "--out", str(tmp_path), "--steps", "500"], text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (tmp_path / "metrics.csv").exists() or (tmp_path / "metrics.csv").stat().st_size == 0:
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err
+    assert f"go on with: python train.py --out {tmp_path} --resume" in out
+    steps = len(metrics(tmp_path))
+    train.main(["--out", str(tmp_path), "--resume", "--steps", str(steps + 1)])
+    assert len(metrics(tmp_path)) == steps + 1
+
+
+# --- bad input: one line, status 2, no traceback ----------------------------------------------------------------------
+
+def refused(capsys, main, argv, *words):
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in argv])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and "Traceback" not in err, err
+    for word in words:
+        assert str(word) in err, err
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--no_such_flag", 3], ["--no_such_flag"]),
+    (["--step", 3], ["--step"]),                                 # no guessing of abbreviations
+    (["--steps", "many"], ["--steps", "many"]),
+    (["--resume", "maybe"], ["--resume", "maybe"]),
+    (["--algo", "sarsa"], ["sarsa", "grpo"]),
+    (["--task", "nothing"], ["nothing", "pairs"]),
+    (["--group_size", 1], ["group_size 1"]),
+    (["--kl", "k9"], ["k9", "k3"]),
+    (["--init", "nowhere"], ["nowhere", "config.json"]),
+    (["--max_new_tokens", 600], ["context of 512"]),
+    (["--task", "missing.jsonl"], ["missing.jsonl"]),
+    (["--out", "nowhere", "--resume"], ["nowhere", "state.pt"]),
+])
+def test_bad_flags(capsys, tmp_path, argv, words):
+    refused(capsys, train.main, ["--out", tmp_path, *argv] if "--out" not in argv else argv, *words)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_run_is_not_overwritten(capsys, tmp_path):
+    (tmp_path / "metrics.csv").write_text("step\n1\n")
+    refused(capsys, train.main, ["--out", tmp_path], "--resume", tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "step\n1\n"
+
+
+def test_resume_with_other_flags_is_refused(capsys, tmp_path):
+    train.main([*SMALL, "--out", str(tmp_path), "--steps", "1"])
+    for flag, new, old in (("--group_size", 8, 4), ("--lr", 0.1, 0.0005), ("--seed", 7, 0), ("--kl", "k2", "k3")):
+        capsys.readouterr()
+        refused(capsys, train.main, ["--out", tmp_path, "--resume", flag, new], flag, new, old)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "pickle"])
+def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
+    train.main([*SMALL, "--out", str(tmp_path), "--steps", "1"])
+    capsys.readouterr()
+    path = tmp_path / "state.pt"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1                 # inside a tensor: torch.load alone would not notice
+    canary = tmp_path / "canary"
+    path.write_bytes({"cut": data[:len(data) // 2], "flip": data, "empty": b"", "pickle":
+                      b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."}[damage])
+    refused(capsys, train.main, ["--out", tmp_path, "--resume", "--steps", 2], "state.pt")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("damage, words", [
+    ("cut", ["model.safetensors"]), ("pickle", ["model.safetensors"]), ("missing", ["model.safetensors"]),
+    ("shape", ["mlp.gate_proj.weight", "320"]), ("extra", ["lm_head.weight"]), ("foreign", ["mamba"]),
+    ("ranks", ["tokenizer.tiktoken:3"]), ("bytes", ["tokenizer.tiktoken"])])
+def test_foreign_models_are_refused(capsys, tmp_path, damage, words):
+    model = tmp_path / "model"
+    shutil.copytree("data/base", model)
+    weights, config = model / "model.safetensors", model / "config.json"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "pickle":
+        torch.save(GPT.load("data/base").state_dict(), weights)
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "shape":
+        config.write_text(config.read_text().replace('"intermediate_size": 320', '"intermediate_size": 352'))
+    elif damage == "extra":
+        config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
+    elif damage == "foreign":
+        config.write_text(config.read_text().replace('"llama"', '"mamba"'))
+    else:
+        lines = (model / "tokenizer.tiktoken").read_text().splitlines()
+        lines = lines[:2] + ["?"] + lines[3:] if damage == "ranks" else lines[1:]
+        (model / "tokenizer.tiktoken").write_text("\n".join(lines))
+    refused(capsys, train.main, ["--out", tmp_path / "out", "--init", model], *words)
+
+
+@pytest.mark.parametrize("row, reason", [
+    (b'{"prompt": "a"', "delimiter"), (b"[1]", "list"), (b'{"prompt": "a"}', "answer"), (b'{"prompt": "a", "answer": 3}', "answer"),
+    (b'{"prompt": "", "answer": "3"}', "prompt"), (b"\xff\xfe", "utf-8"), (b"[" * 100_000, "")])
+def test_malformed_data(capsys, tmp_path, row, reason):
+    path = tmp_path / "data.jsonl"
+    good = b'{"prompt": "1+1?", "answer": "2"}\r\n'
+    path.write_bytes(b"\xef\xbb\xbf" + good * 15 + b"\r\n" + row + b"\n" + good + b"\n")
+    refused(capsys, train.main, ["--task", path, "--out", tmp_path / "out"], f"{path}:17: ", reason)
+    path.write_bytes(b"\xef\xbb\xbf" + good * 15 + b"\r\n" + good + b"\n")
+    assert len(jsonl.read(str(path), ("prompt", "answer"))) == 16        # BOM, CRLF and blank lines are fine
+
+
+def test_bad_input_elsewhere(capsys, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
+    refused(capsys, sft.main, ["--data", tmp_path / "pairs.jsonl", "--init", "data/base", "--out", tmp_path], "pairs.jsonl:2: ")
+    refused(capsys, sft.main, ["--init", "data/base", "--out", tmp_path], "--data")
+    refused(capsys, evaluate.main, ["--model", tmp_path], tmp_path, "config.json")
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+def test_held_out_problems_are_in_nothing_that_is_trained_on():
+    import random
+    key = lambda p: (tuple(sorted(p["numbers"])), p["target"])
+    problems, sets = load_task("pairs")
+    test = {key(p) for held_out in sets.values() for p in held_out}
+    assert len(test) > 300 and not test & {key(p) for p in problems}
+    assert all(pairs.held_out(*k) for k in test) and not any(pairs.held_out(*key(p)) for p in problems)
+    assert {len(p["numbers"]) for p in problems} == {3, 4}
+    rng = random.Random(0)
+    for _ in range(2000):
+        words = pairs.document(rng)["prompt"].split()
+        if words[1] == "make":
+            numbers = [int(n) for n in words[4:-1]]
+            assert not pairs.held_out(numbers, int(words[2])) and len(numbers) <= 5
+    assert all(any(v == p["target"] for _, v in pairs.candidates(p["numbers"])) for p in problems)
+
+
+def test_problems_of_a_step_cover_the_epoch_and_depend_on_nothing_else():
+    config, data = train.Config(problems=5, seed=3), list(range(12))
+    seen = [x for step in range(12) for x in train.problems_of(step, data, config)]
+    assert all(sorted(seen[i:i + 12]) == data for i in range(0, 60, 12)) and seen[:12] != seen[12:24]
+    assert train.problems_of(7, data, config) == seen[35:40]
+
+
+def test_tokenizer_is_tiktoken_and_round_trips():
+    tokenizer = Tokenizer.load("data/base")
+    import tiktoken
+    assert isinstance(tokenizer.encoding, tiktoken.Encoding)
+    for text in ("User: make 11 from 9 7 10 1\nAssistant:", "<think>\n9+7=16 no\n</think>\n<answer>10+1</answer>",
+                 "naïve 漢字 🙂 \x00\x01 ²٣ <|end|>", "12345 \r\n\t  "):
+        assert tokenizer.decode(tokenizer.encode(text)) == text and tokenizer.eos_id not in tokenizer.encode(text)
+    assert [len(tokenizer.encode(str(n))) for n in range(133) if n < 25 or n % 12 == 0] == [1] * 34
+    assert tokenizer.decode([tokenizer.eos_id]) == "<|end|>"
+
+
+def test_sft_learns_and_keeps_the_format(tmp_path):
+    rows = [{"prompt": f"User: say {i}\nAssistant:", "response": f"so {i}"} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    sft.main(["--data", str(tmp_path / "pairs.jsonl"), "--init", "data/base", "--out", str(tmp_path / "new"), "--steps", "60",
+              "--batch", "8", "--lr", "1e-3", "--muon_lr", "0.01"])
+    model, tokenizer = GPT.load(str(tmp_path / "new")), Tokenizer.load(str(tmp_path / "new"))
+    texts, _, ended = evaluate.responses(model, tokenizer, rows, 1, 8, temperature=0.0, quiet=True)
+    assert sum(t[0] == r["response"] + "<|end|>" for t, r in zip(texts, rows)) >= 7
+
+
+def test_save_and_load(tiny, tmp_path):
+    for changes in (dict(), dict(qkv_bias=True), dict(qk_norm=True, tie_embeddings=False, head_dim=16)):
+        model = tiny(**changes)
+        model.save(tmp_path)
+        back = GPT.load(tmp_path)
+        assert back.config == model.config
+        ids = torch.randint(37, (2, 9))
+        assert torch.equal(model.logits(model(ids)), back.logits(back(ids)))
