@@ -43,7 +43,7 @@ class Config:
     out: str = ""                 # folder of the run; default out/ALGO-TASK-SEED
     resume: bool = False          # go on from the checkpoint in --out
     seed: int = 0                 # of problems and samples
-    steps: int = 120              # rollouts
+    steps: int = 80               # rollouts
     problems: int = 16            # B, problems per rollout
     max_new_tokens: int = 160     # longest response in training
     temperature: float = 1.0      # of the sampler, and of every log-prob computed on what it sampled
@@ -53,7 +53,7 @@ class Config:
     clip_norm: float = 1.0        # gradient norm limit
     tokens: int = 4096            # padded tokens per micro-batch: memory, never a gradient
     eval_every: int = 20          # steps between evaluations on held-out problems
-    eval_problems: int = 128      # problems of a held-out set
+    eval_problems: int = 96       # problems of a held-out set
     eval_k: int = 16              # samples per held-out problem
     eval_max_new_tokens: int = 320  # longest response in evaluation
     save_every: int = 20          # steps between checkpoints
@@ -220,11 +220,11 @@ def main(argv=None):
         policy.save(f"{config.out}/model")
         tokenizer.save(f"{config.out}/model")
 
-    def held_out(step, names):
-        found = {}
+    def held_out(step, names, model=policy):
+        found, shown = {}, []
         for name in names:
             problems = sets[name][:config.eval_problems]
-            found[name], texts = evaluate(policy, tokenizer, problems, config.eval_k, config.eval_max_new_tokens)
+            found[name], texts = evaluate(model, tokenizer, problems, config.eval_k, config.eval_max_new_tokens)
             eval_csv.row({"step": step, "set": name} | found[name])
             if name == main_set:
                 shown = [[p["prompt"], group[0]] for p, group in zip(problems[:3], texts)]
@@ -234,7 +234,7 @@ def main(argv=None):
     print(f"{config.algo} on {config.task}: {sum(p.numel() for p in policy.parameters()):,} parameters, "
           f"{len(train)} training problems, {config.problems} x {hp.group_size} responses a step, run folder {config.out}")
     if before is None:
-        before = held_out(0, sets)
+        before = held_out(0, [main_set])
         print(f"held-out {main_set} before RL: " + brief(before["metrics"][main_set]))
     print(f"RL starts {time.time() - began:.0f} s after the command")
     while step < config.steps and not stop:
@@ -281,6 +281,8 @@ def main(argv=None):
         print(f"stopped after step {step}; go on with: python train.py --out {config.out} --resume")
         raise SystemExit(128 + stop[0])
     after = held_out(step, sets)
+    start = GPT.load(config.init).to(config.device)      # the other sets wait until now, so that RL starts at once
+    before["metrics"] |= held_out(0, [name for name in sets if name != main_set], start)["metrics"]
     for name in sets:
         print(f"\nheld-out {name}, {config.eval_k} samples a problem, mean ± 95% interval")
         print(table({"before": before["metrics"][name], f"step {step}": after["metrics"][name]}))
