@@ -35,14 +35,14 @@ class Config:
 
 
 def pass_at_k(n, c, k):
-    """Chance that k of n samples, drawn without replacement, hold at least one of the c right ones."""
+    """Chance that k of n samples, drawn without replacement, hold one of the c right ones."""
     if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@{k} of {c} right in {n} samples")
+        raise ValueError(f"pass@{k} of {c} right ones in {n} samples")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority(answers):
-    """The most frequent answer that is not None; of equally frequent ones the first to appear; None if there is none."""
+    """The most frequent answer that is not None, the first to appear among equals; None if there is none."""
     votes = Counter(a for a in answers if a is not None)
     return max(votes, key=votes.get) if votes else None      # max and Counter keep the order of appearance
 
@@ -61,7 +61,7 @@ def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, se
     batch = max(1, 512 // k)
     for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False, disable=quiet):
         prompts = [tokenizer.encode(p["prompt"]) for p in problems[i:i + batch]]
-        out = sample(model, prompts, k, max_new_tokens, temperature, tokenizer.eos_id, seed + i)
+        out = sample(model, prompts, k, max_new_tokens, temperature, tokenizer.eos_id, seed)
         L = out.lengths.tolist()
         rows = [(tokenizer.decode(ids[:n]), n, ids[n - 1] == tokenizer.eos_id)
                 for ids, n in zip(out.response_ids.tolist(), L)]

@@ -9,7 +9,7 @@ For a problem q the old policy writes G responses o_1..o_G, which earn the rewar
     J       = 1/G sum_i 1/|o_i| sum_t [ clip_it - kl_coef * kl_it ]                                               (5)
 
 (1) is section 4.1.2 of DeepSeekMath (arXiv 2402.03300) and eq. 3 of DeepSeek-R1 (arXiv 2501.12948); (4) is eq. 4 there
-and eq. 2 of R1; (5) is eq. 3 there and, but for point 1 below, eq. 1 of R1. There is no critic: the group is the baseline.
+and eq. 2 of R1; (5) is eq. 3 there and, but for point 1 below, eq. 1 of R1. No critic: the group is the baseline.
 
 Differs from the paper:
  1. The ratio is per token and each response is averaged over its tokens, as in DeepSeekMath. R1 prints one ratio for a
@@ -98,8 +98,8 @@ def weights(mask, hp):
 def kl_estimate(logprobs, ref_logprobs, ratio, kind):
     """Per-token estimate of KL(pi || pi_ref) from the sampled token (Schulman 2020). Shapes as `logprobs`.
 
-    As a loss, k3 has the gradient of KL(pi_ref || pi), the other direction; k2 and ratio * k3 that of KL(pi || pi_ref); k1
-    none at all in expectation. tests/test_grpo.py shows it by enumeration."""
+    As a loss, k3 has the gradient of KL(pi_ref || pi), the other direction; k2 and ratio * k3 that of KL(pi || pi_ref);
+    k1 none at all in expectation. tests/test_grpo.py shows it by enumeration."""
     d = logprobs - ref_logprobs
     if kind == "k1":
         return d

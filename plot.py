@@ -1,4 +1,6 @@
-"""Curves of one or several runs -> curves.png. Runs whose names differ in the number at the end become one line and a band.
+"""Curves of one or several runs -> curves.png.
+
+Runs whose names differ only in the number at the end, the seed, become one line (mean) and a band (range).
 
     python plot.py out/grpo-pairs-0                             writes out/grpo-pairs-0/curves.png
     python plot.py results/r1_zero/grpo-* --out curves.png
@@ -39,7 +41,7 @@ def read(path, column):
 
 
 def name_of(run):
-    """What a run is called in the legend: its folder's name without the seed at the end, so that seeds fall together."""
+    """What a run is called in the legend: its folder's name without the seed at the end."""
     return re.sub(r"-\d+$", "", os.path.basename(os.path.normpath(run)))
 
 
@@ -57,7 +59,7 @@ def draw(runs, out):
                     continue
                 n = min(len(steps) for steps, _ in curves)
                 steps, y = curves[0][0][:n], np.array([values[:n] for _, values in curves])
-                label = column if len(columns) > 1 and len(groups) == 1 else name if style == "-" else None
+                label = column if len(columns) > 1 == len(groups) else name if style == "-" else None
                 axis.plot(steps, y.mean(0), style, color=f"C{i}", label=label)
                 if len(curves) > 1:
                     axis.fill_between(steps, y.min(0), y.max(0), color=f"C{i}", alpha=0.2, linewidth=0)

@@ -4,13 +4,14 @@
 
 Prompts are padded on the left and responses on the right, so after the sampler everything is (N, T) or (N,).
 
-Each prompt runs through the model once; its cache is repeated for its group; finished rows leave the batch. A token is drawn
-by inverse CDF from a table of uniforms (N, T) made from the seed before the first token: row i at step t always uses
-u[i, t], so a response depends on its prompt, the seed and its place in the group, not on who else is in the batch. (It is
-also the fast way: torch.multinomial draws one exponential per entry of the vocabulary.)
+Each prompt runs through the model once; its cache is repeated for its group; finished rows leave the batch. A token is
+drawn by inverse CDF from a table of uniforms (N, T) made before the first token from the seed, the prompt and the place
+in the group, so a response depends on these three and not on its batch mates. (It is also the fast way:
+torch.multinomial draws one exponential per entry of the vocabulary.)
 
 No top-k and no top-p: the recorded log-probabilities are those of the distribution that was sampled.
 """
+import zlib
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -98,6 +99,13 @@ def draw(logits, u, temperature):
     return token[:, 0], logprobs.gather(1, token)[:, 0]
 
 
+def uniforms(prompts, group_size, columns, seed):
+    """The table u (N, columns) in [0, 1): a row depends on the seed, its prompt and its place in the group only."""
+    row = lambda prompt, place: torch.rand(columns, generator=torch.Generator().manual_seed(
+        zlib.crc32(f"{seed} {place} {list(prompt)}".encode())))
+    return torch.stack([row(prompt, place) for prompt in prompts for place in range(group_size)])
+
+
 @torch.no_grad()
 def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=None, seed=0):
     """group_size responses to each of `prompts` (lists of ids of any lengths) -> Rollout.
@@ -112,7 +120,7 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
     B, N, T = len(prompts), len(prompts) * group_size, max_new_tokens
     prompt_ids, start = pad_left(prompts, device)
     group = torch.arange(B, device=device).repeat_interleave(group_size)
-    uniform = torch.rand(N, T, generator=torch.Generator().manual_seed(seed)).to(device)
+    uniform = uniforms(prompts, group_size, T, seed).to(device)
     ends = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
     if eos_id is not None:
         ends[eos_id] = True

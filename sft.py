@@ -2,9 +2,9 @@
 
     L = - sum over response tokens of log pi(token) / number of response tokens in the step                      (1)
 
-A pair is a `Rollout` that somebody else wrote, so the log-probabilities come from the same function as in RL. Matrices are
-trained by Muon (Jordan et al. 2024; torch.optim.Muon), embeddings and norms by AdamW; the learning rate falls linearly to
-zero over the last half.
+A pair is a `Rollout` that somebody else wrote, so the log-probabilities come from the same function as in RL. Matrices
+are trained by Muon (Jordan et al. 2024; torch.optim.Muon), embeddings and norms by AdamW; the learning rate falls
+linearly to zero over the last half.
 
     python sft.py --data pairs.jsonl --init FOLDER --out FOLDER            rows: {"prompt": ..., "response": ...}
 """

@@ -32,6 +32,8 @@ from model import GPT
 from sampler import sample
 
 ALGORITHMS = {"grpo": grpo}
+LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f", kl=".4f",
+            entropy=".4f", zero_groups=".2f", tokens_per_second=".0f", seconds=".2f")            # what is printed
 HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
 
 
@@ -176,7 +178,8 @@ def setup(argv):
     hp = fill(algo.Config, flags)
     tokenizer, policy = Tokenizer.load(config.init), GPT.load(config.init).to(config.device)
     if tokenizer.vocab_size > policy.config.vocab_size:
-        raise ValueError(f"{config.init}: the tokenizer has {tokenizer.vocab_size} tokens, the model {policy.config.vocab_size}")
+        raise ValueError(f"{config.init}: the tokenizer has {tokenizer.vocab_size} tokens, "
+                         f"the model {policy.config.vocab_size}")
     train, sets = load_task(config.task, config.seed)
     longest = max(len(tokenizer.encode(p["prompt"])) for problems in [train, *sets.values()] for p in problems)
     room = policy.config.max_seq_len - max(config.max_new_tokens, config.eval_max_new_tokens)
@@ -200,11 +203,11 @@ def main(argv=None):
             if nets.ref is not None:
                 nets.ref.load_state_dict(state["ref"])
             step, before, ends = state["step"], state["before"], state["ends"]
-        logs = [Log(f"{config.out}/{name}", keep) for name, keep in zip(("metrics.csv", "eval.csv", "samples.txt"), ends)]
+        files = ("metrics.csv", "eval.csv", "samples.txt")
+        metrics_csv, eval_csv, samples_txt = logs = [Log(f"{config.out}/{f}", end) for f, end in zip(files, ends)]
         with open(f"{config.out}/config.json", "w") as f:
-            json.dump({"flags": asdict(config) | asdict(hp), "python": platform.python_version(), "torch": torch.__version__,
-                       "threads": torch.get_num_threads(), "commit": commit(), "argv": sys.argv}, f, indent=1)
-    metrics_csv, eval_csv, samples_txt = logs
+            json.dump({"flags": asdict(config) | asdict(hp), "python": platform.python_version(),
+                       "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit()}, f, indent=1)
     stop = []                     # signals that arrived; a second one stops at once
     def note(number, _):
         stop.append(number)
@@ -214,9 +217,9 @@ def main(argv=None):
         signal.signal(number, note)
 
     def checkpoint(step):
-        save(f"{config.out}/state.pt", {"step": step, "policy": policy.state_dict(), "optimizer": optimizer.state_dict(),
-                                        "ref": nets.ref and nets.ref.state_dict(), "before": before,
-                                        "ends": [log.file.tell() for log in logs]})
+        save(f"{config.out}/state.pt", {
+            "step": step, "policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "before": before,
+            "ref": nets.ref and nets.ref.state_dict(), "ends": [log.file.tell() for log in logs]})
         policy.save(f"{config.out}/model")
         tokenizer.save(f"{config.out}/model")
 
@@ -232,7 +235,7 @@ def main(argv=None):
 
     main_set = next(iter(sets))
     print(f"{config.algo} on {config.task}: {sum(p.numel() for p in policy.parameters()):,} parameters, "
-          f"{len(train)} training problems, {config.problems} x {hp.group_size} responses a step, run folder {config.out}")
+          f"{len(train)} training problems, {config.problems} x {hp.group_size} responses a step, folder {config.out}")
     if before is None:
         before = held_out(0, [main_set])
         print(f"held-out {main_set} before RL: " + brief(before["metrics"][main_set]))
@@ -263,15 +266,13 @@ def main(argv=None):
                "zero_groups": float((grouped.amax(1) == grouped.amin(1)).float().mean()), **metrics,
                "tokens_per_second": sum(lengths) / seconds, "sample_seconds": sampled - clock, "seconds": seconds}
         if step % 20 == 0:
-            print("  step  reward  accur  format  length  reflect      kl  entropy  zero  tok/s    sec")
-        print(f"{step + 1:6d}  {row['reward']:6.3f}  {row['accuracy']:5.3f}  {row['format']:6.3f}  {row['length']:6.1f}  "
-              f"{row['reflection']:7.3f}  {row.get('kl', 0):6.4f}  {row.get('entropy', 0):7.4f}  {row['zero_groups']:4.2f}  "
-              f"{row['tokens_per_second']:5.0f}  {seconds:5.2f}", flush=True)
+            print("  ".join(f"{name[:10]:>10}" for name in LINE))
+        print("  ".join(f"{row.get(name, 0.0):10{spec}}" for name, spec in LINE.items()), flush=True)
         metrics_csv.row(row)
         if step % 10 == 0:
+            group = zip(texts[:hp.group_size], rollout.rewards.tolist(), rollout.advantages[:, 0].tolist())
             samples_txt.text(f"=== step {step + 1}\n{problems[0]['prompt']}\n" + "".join(
-                f"--- reward {float(rollout.rewards[i]):.2f}  advantage {float(rollout.advantages[i, 0]):+.2f}\n{texts[i]}\n"
-                for i in range(hp.group_size)))
+                f"--- reward {r:.2f}  advantage {A:+.2f}\n{text}\n" for text, r, A in group))
         step += 1
         if step % config.eval_every == 0 and step < config.steps:
             print(f"held-out {main_set} at step {step}: " + brief(held_out(step, [main_set])["metrics"][main_set]))

@@ -1,8 +1,8 @@
 """Tasks: `load_task(name, seed)` -> (training problems, {name: held-out problems}).
 
-A problem is a dict: prompt, kind (which verifier of rewards.py judges it), and what that verifier needs: answer for "math";
-numbers, target and perhaps pick for "countdown". A name that ends in .jsonl is a file of such problems, or of rows with
-prompt and answer; every eighth row of it is held out."""
+A problem is a dict: prompt, kind (which verifier of rewards.py judges it), and what that verifier needs: answer for
+"math"; numbers, target and perhaps pick for "countdown". A name that ends in .jsonl is a file of rows with prompt and
+answer; every eighth row of it is held out."""
 from data import pairs
 from data.jsonl import read
 

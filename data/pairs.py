@@ -13,8 +13,9 @@
 Numbers are distinct, 1 to 12; an answer is a sum, a positive difference or a product of two of them. Four numbers give
 18 candidates, of which 1.3 fit on average, so the problem is a search: patience and verification are what pays.
 
-Held out is every problem (a set of numbers and a target) whose CRC is 0 modulo 8. No document of the base corpus and no
-training problem is held out. The corpus has documents of 3 to 5 numbers, RL trains on 3 and 4; 5 is new to RL, 6 to both.
+Held out is every problem (a set of numbers and a target) whose CRC is 0 modulo 8: one problem in eight, which no
+document of the base corpus and no training problem is. The corpus has documents of 3 to 5 numbers, RL trains on 3
+and 4: five numbers are new to RL, six to both.
 """
 import json
 import random

@@ -1,8 +1,8 @@
 """The tokenizer: a tiktoken.Encoding over a rank table of our own, kept in the checkpoint folder as tokenizer.tiktoken.
 
 One line a token, base64 and rank, as tiktoken's own files. All 256 bytes are in the table, so that any text encodes.
-The pattern gives every number of up to three digits one token with no space in it (a number looks the same in the prompt and in
-the answer), a tag one token, and a word one token with the space or line end around it.
+The pattern keeps numbers of up to three digits apart from spaces (a number is the same token in the prompt and in the
+answer), and joins a word or a tag with the space or line end around it.
 
     python -m data.tokenizer CORPUS.jsonl FOLDER        learn the ranks from the texts of a corpus
 """
@@ -61,7 +61,7 @@ class Tokenizer:
 def learn(text, size=512):
     """Byte-pair ranks of a text: the most frequent pair within a piece becomes the next token, until none is left.
 
-    (tiktoken's own educational trainer does the same, but recounts every repeated word and fails when no pair is left.)"""
+    (tiktoken's educational trainer does the same, but recounts repeated words and fails when no pair is left.)"""
     ranks = {bytes([b]): b for b in range(256)}
     pieces = {p: [bytes([b]) for b in p.encode()] for p in regex.findall(PATTERN, text)}
     counts = Counter(regex.findall(PATTERN, text))
@@ -84,4 +84,5 @@ def learn(text, size=512):
 if __name__ == "__main__":
     from data.jsonl import read
     corpus, folder = sys.argv[1:]
-    Tokenizer(learn("\n".join(row["prompt"] + row["response"] for row in read(corpus, ("prompt", "response"))))).save(folder)
+    rows = read(corpus, ("prompt", "response"))
+    Tokenizer(learn("\n".join(row["prompt"] + row["response"] for row in rows))).save(folder)

@@ -70,6 +70,9 @@ def test_a_row_does_not_depend_on_its_batch_mates(tiny):
     T = together.response_ids.shape[1]
     assert torch.equal(together.response_mask, longer.response_mask[:16, :T])
     assert torch.equal(together.response_ids, longer.response_ids[:16, :T])
+    alone = sample(model, PROMPTS[2:3], 2, 30, eos_id=1, seed=5)                             # two of one group
+    for i, n in enumerate(alone.lengths.tolist()):
+        assert torch.equal(alone.response_ids[i, :n], together.response_ids[8 + i, :n]) and n == together.lengths[8 + i]
     never = sample(model, PROMPTS, 4, 30, eos_id=None, seed=5)                               # nobody ever leaves
     for i, n in enumerate(together.lengths.tolist()):
         assert torch.equal(never.response_ids[i, :n], together.response_ids[i, :n])
