@@ -36,6 +36,16 @@ def fill(config, values):
     return config(**{f.name: values[f.name] for f in fields(config) if f.name in values})
 
 
+def check(config, at_least_1=(), **choices):
+    """ValueError that names the flag when a field is below 1, or is none of the choices given for it."""
+    for name in at_least_1:
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name} {getattr(config, name)}: at least 1 is needed")
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ValueError(f"--{name} {getattr(config, name)}: choose from {', '.join(known)}")
+
+
 @contextlib.contextmanager
 def one_line_errors():
     """Around everything that reads flags and files: ValueError and OSError end the program with one line, status 2."""

@@ -25,6 +25,7 @@ from types import SimpleNamespace
 
 import torch
 
+from flags import check
 from logprobs import response_logprobs
 
 
@@ -43,10 +44,8 @@ class Config:
     epochs: int = 1               # passes over a rollout
 
     def __post_init__(self):
-        for name, choices in dict(scale=("group", "batch", "none"), kl=("k1", "k2", "k3", "rk3"),
-                                  aggregate=("sequence", "token", "constant")).items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
+        check(self, ("constant", "minibatches", "epochs"), scale=("group", "batch", "none"),
+              kl=("k1", "k2", "k3", "rk3"), aggregate=("sequence", "token", "constant"))
         if self.group_size < 2:
             raise ValueError(f"--group_size {self.group_size}: a group needs at least 2 responses to compare")
 

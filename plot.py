@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from flags import one_line_errors
+from flags import Parser, one_line_errors
 
 # title, file, [(column, style)]
 PANELS = [
@@ -75,11 +75,11 @@ def draw(runs, out):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument("--out", default="", help="the picture (default: curves.png in the first run's folder)")
-    args = parser.parse_args(argv)
     with one_line_errors():
+        args = parser.parse_args(argv)
         draw(args.runs, args.out or os.path.join(args.runs[0], "curves.png"))
 
 

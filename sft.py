@@ -41,7 +41,7 @@ class Config:
     clip: float = 1.0             # gradient norm limit
     seed: int = 0                 # order of the pairs, and the weights when from scratch
     device: str = "cpu"           # cpu or cuda
-    autocast: bool = False        # run the matmuls in bf16 (fast on GPUs and on CPUs with AMX)
+    dtype: str = "float32"        # of the matrix products: float32 or bfloat16
 
 
 def optimizers(model, lr, muon_lr):
@@ -84,7 +84,7 @@ def main(argv=None):
         total = batch.response_mask.sum()
         mean = torch.zeros((), device=config.device)
         for rows in batch.micro_batches(config.tokens):
-            with torch.autocast(config.device, torch.bfloat16, enabled=config.autocast):
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 logprobs, _ = response_logprobs(model, batch.rows(rows))
             loss = -logprobs.sum() / total                                                                      # (1)
             loss.backward()

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import platform
 import random
 import signal
@@ -27,13 +28,14 @@ import rewards
 from data import load_task
 from data.tokenizer import Tokenizer
 from evaluate import evaluate, table
-from flags import fill, one_line_errors, parse
+from flags import check, fill, one_line_errors, parse
 from model import GPT
 from sampler import sample
 
 ALGORITHMS = {"grpo": grpo}
 LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f", kl=".4f",
             entropy=".4f", zero_groups=".2f", tokens_per_second=".0f", seconds=".2f")            # what is printed
+METRICS = ("kl", "entropy", "clip_low", "clip_high", "gap")                                  # of algo.loss
 HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
 
 
@@ -60,6 +62,14 @@ class Config:
     eval_max_new_tokens: int = 320  # longest response in evaluation
     save_every: int = 20          # steps between checkpoints
     device: str = "cpu"           # cpu or cuda
+    dtype: str = "float32"        # of the matrix products: float32 or bfloat16 (weights and log-probs stay float32)
+
+    def __post_init__(self):
+        check(self, ("problems", "max_new_tokens", "warmup", "tokens", "eval_every", "eval_problems", "eval_k",
+                     "eval_max_new_tokens", "save_every"),
+              algo=ALGORITHMS, dtype=("float32", "bfloat16"), device=("cpu", "cuda"))
+        if not self.temperature > 0:
+            raise ValueError(f"--temperature {self.temperature}: training samples, so it must be above 0")
 
 
 def problems_of(step, train, config):
@@ -83,11 +93,11 @@ def judge(rollout, problems, texts, group_size, config):
     return accuracy, form
 
 
-def update(algo, nets, optimizer, rollout, hp, config, step):
+def update(algo, nets, optimizer, rollout, hp, config, step, precision):
     """The optimizer steps of one rollout -> metrics, means over the trained tokens."""
     N = len(rollout.rewards)
     order = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    totals, norms = {}, []
+    totals, norms = dict.fromkeys(("tokens", "loss", *METRICS), 0.0), []
     # Without KL and without a critic, a response with no advantage has no gradient: it need not be run.
     idle = (rollout.ref_logprobs is None) & (rollout.values is None) & (rollout.advantages == 0).all(1)
     for _ in range(hp.epochs):
@@ -97,30 +107,29 @@ def update(algo, nets, optimizer, rollout, hp, config, step):
             batch.weights = algo.weights(batch.response_mask, hp)
             for piece in batch.micro_batches(config.tokens, keep=(~idle[part]).tolist()):
                 micro = batch.rows(piece)
-                loss, metrics = algo.loss(nets, micro, hp)                                       # 10
+                with precision:
+                    loss, metrics = algo.loss(nets, micro, hp)                                   # 10
                 loss.backward()
                 metrics |= {"tokens": micro.response_mask.sum(), "loss": loss.detach()}
                 for name, value in metrics.items():
-                    totals[name] = totals.get(name, 0.0) + float(value)
+                    totals[name] += float(value)
             norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_norm)
             if not norm.isfinite():
-                raise FloatingPointError(f"step {step}: the gradient norm is {norm}; the weights were not touched")
+                raise SystemExit(f"step {step + 1}: the gradient norm is {norm}; stopped before the optimizer step")
             norms.append(float(norm))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    tokens = totals.pop("tokens", 0.0)
-    loss = totals.pop("loss", 0.0)
+    tokens, loss = totals.pop("tokens"), totals.pop("loss")
     return {"loss": loss, "grad_norm": sum(norms) / len(norms)} | {k: v / max(1, tokens) for k, v in totals.items()}
 
 
 class Log:
-    """A CSV file that can be cut back to where a checkpoint saw it."""
+    """A file that can be cut back to where a checkpoint saw it; `row` writes CSV."""
 
     def __init__(self, path, keep=0):
         self.file = open(path, "r+" if keep else "w")
         self.file.truncate(keep)
         self.file.seek(keep)
-        self.columns = None
 
     def row(self, values):
         out = io.StringIO()
@@ -151,7 +160,7 @@ def load(path):
             if z.testzip() is not None:
                 raise ValueError("a checksum is wrong")
         return torch.load(path, weights_only=True)
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, ValueError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
@@ -163,20 +172,23 @@ def setup(argv):
     if given.get("resume"):
         if not os.path.exists(f"{out}/state.pt"):
             raise ValueError(f"{out} holds no state.pt to resume from")
-        with open(f"{out}/config.json") as f:
-            saved = json.load(f)["flags"]
+        try:
+            with open(f"{out}/config.json") as f:
+                saved = json.load(f)["flags"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{out}/config.json is damaged: {error}") from None
         for name, value in given.items():
-            if name not in HARMLESS and saved[name] != value:
-                raise ValueError(f"--{name} {value}: the run in {out} was started with {saved[name]}")
+            if name not in HARMLESS and saved.get(name) != value:
+                raise ValueError(f"--{name} {value}: the run in {out} was started with {saved.get(name)}")
         flags, state = saved | given, load(f"{out}/state.pt")
-    elif os.path.exists(f"{out}/metrics.csv"):
+    elif os.path.exists(f"{out}/state.pt"):
         raise ValueError(f"{out} holds a run already: go on with --resume, or name another folder with --out")
     config = fill(Config, flags | {"out": out})
-    if config.algo not in ALGORITHMS:
-        raise ValueError(f"--algo {config.algo}: choose from {', '.join(ALGORITHMS)}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this torch sees no GPU")
     algo = ALGORITHMS[config.algo]
     hp = fill(algo.Config, flags)
-    tokenizer, policy = Tokenizer.load(config.init), GPT.load(config.init).to(config.device)
+    policy, tokenizer = GPT.load(config.init).to(config.device), Tokenizer.load(config.init)
     if tokenizer.vocab_size > policy.config.vocab_size:
         raise ValueError(f"{config.init}: the tokenizer has {tokenizer.vocab_size} tokens, "
                          f"the model {policy.config.vocab_size}")
@@ -234,29 +246,33 @@ def main(argv=None):
         return {"metrics": found, "shown": shown}
 
     main_set = next(iter(sets))
+    precision = torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16")
     print(f"{config.algo} on {config.task}: {sum(p.numel() for p in policy.parameters()):,} parameters, "
           f"{len(train)} training problems, {config.problems} x {hp.group_size} responses a step, folder {config.out}")
     if before is None:
         before = held_out(0, [main_set])
         print(f"held-out {main_set} before RL: " + brief(before["metrics"][main_set]))
-    print(f"RL starts {time.time() - began:.0f} s after the command")
+    checkpoint(step)
+    print(f"RL starts {time.time() - began:.0f} s after the command", flush=True)
     while step < config.steps and not stop:
         clock = time.time()
         if hp.kl_coef and hp.ref_every and step and step % hp.ref_every == 0:
             nets.ref.load_state_dict(policy.state_dict())
         problems = problems_of(step, train, config)                                              # 5
         prompts = [tokenizer.encode(p["prompt"]) for p in problems]
-        rollout = sample(policy, prompts, hp.group_size, config.max_new_tokens, config.temperature,
-                         tokenizer.eos_id, seed=config.seed * 1_000_003 + step)                  # 7   o_1..o_G ~ pi_old
+        with precision:
+            rollout = sample(policy, prompts, hp.group_size, config.max_new_tokens, config.temperature,
+                             tokenizer.eos_id, seed=config.seed * 1_000_003 + step)              # 7   o_1..o_G ~ pi_old
         lengths = rollout.lengths.tolist()
         texts = [tokenizer.decode(ids[:n]) for ids, n in zip(rollout.response_ids.tolist(), lengths)]
         accuracy, form = judge(rollout, problems, texts, hp.group_size, config)                  # 8   r_1..r_G
         sampled = time.time()
-        algo.score(nets, rollout, hp)                                                            #     log pi_ref
+        with precision:
+            algo.score(nets, rollout, hp)                                                        #     log pi_ref
         rollout.advantages = algo.advantages(rollout, hp)                                        # 9   A
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / config.warmup)
-        metrics = update(algo, nets, optimizer, rollout, hp, config, step)                       # 10
+        metrics = update(algo, nets, optimizer, rollout, hp, config, step, precision)            # 10
         seconds, N = time.time() - clock, len(texts)
         grouped = rollout.rewards.view(-1, hp.group_size)
         ended = [ids[n - 1] == tokenizer.eos_id for ids, n in zip(rollout.response_ids.tolist(), lengths)]
@@ -266,8 +282,8 @@ def main(argv=None):
                "zero_groups": float((grouped.amax(1) == grouped.amin(1)).float().mean()), **metrics,
                "tokens_per_second": sum(lengths) / seconds, "sample_seconds": sampled - clock, "seconds": seconds}
         if step % 20 == 0:
-            print("  ".join(f"{name[:10]:>10}" for name in LINE))
-        print("  ".join(f"{row.get(name, 0.0):10{spec}}" for name, spec in LINE.items()), flush=True)
+            print(" ".join(f"{name.replace('_per_second', '/s'):>11}" for name in LINE))
+        print(" ".join(f"{row[name]:11{spec}}" for name, spec in LINE.items()), flush=True)
         metrics_csv.row(row)
         if step % 10 == 0:
             group = zip(texts[:hp.group_size], rollout.rewards.tolist(), rollout.advantages[:, 0].tolist())

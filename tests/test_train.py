@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import evaluate
+import plot
 import sft
 import train
 from conftest import ROOT
@@ -72,6 +73,23 @@ def test_learning_run(tmp_path):
     assert flags["problems"] == 8 and flags["clip_low"] == 0.2
 
 
+def test_bfloat16_learns_from_the_same_responses_nearly(tmp_path):
+    """Log-probs stay fp32; the sampler and the trainer still differ by rounding, which is logged as `gap`."""
+    train.main([*SMALL, "--out", str(tmp_path), "--steps", "2", "--dtype", "bfloat16"])
+    gap = [float(row["gap"]) for row in metrics(tmp_path)]
+    assert all(0 < g < 0.05 for g in gap), gap
+
+
+def test_nan_stops_before_the_optimizer_step(tmp_path):
+    folder = str(tmp_path / "model")
+    shutil.copytree("data/base", folder)
+    model = GPT.load(folder)
+    model.norm.weight.data[0] = float("inf")
+    model.save(folder)
+    with pytest.raises(SystemExit, match="step 1: the gradient norm is nan"):
+        train.main([*SMALL, "--init", folder, "--out", str(tmp_path / "out"), "--steps", "2"])
+
+
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     run = subprocess.Popen([sys.executable, "train.py", *SMALL, "--out", str(tmp_path), "--steps", "500"], text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -106,7 +124,10 @@ def refused(capsys, main, argv, *words):
     (["--algo", "sarsa"], ["sarsa", "grpo"]),
     (["--task", "nothing"], ["nothing", "pairs"]),
     (["--group_size", 1], ["group_size 1"]),
+    (["--problems", 0], ["problems 0", "at least 1"]),
+    (["--temperature", 0], ["temperature 0", "above 0"]),
     (["--kl", "k9"], ["k9", "k3"]),
+    (["--dtype", "float8"], ["float8", "bfloat16"]),
     (["--init", "nowhere"], ["nowhere", "config.json"]),
     (["--max_new_tokens", 600], ["context of 512"]),
     (["--task", "missing.jsonl"], ["missing.jsonl"]),
@@ -114,13 +135,15 @@ def refused(capsys, main, argv, *words):
 ])
 def test_bad_flags(capsys, tmp_path, argv, words):
     refused(capsys, train.main, ["--out", tmp_path, *argv] if "--out" not in argv else argv, *words)
-    assert not os.listdir(tmp_path)
+    assert not os.listdir(tmp_path)               # nothing is written before all is known to be right
 
 
 def test_a_run_is_not_overwritten(capsys, tmp_path):
-    (tmp_path / "metrics.csv").write_text("step\n1\n")
+    train.main([*SMALL, "--out", str(tmp_path), "--steps", "1"])
+    files = {f: (tmp_path / f).read_bytes() for f in ("metrics.csv", "eval.csv", "samples.txt", "state.pt")}
+    capsys.readouterr()
     refused(capsys, train.main, ["--out", tmp_path], "--resume", tmp_path)
-    assert (tmp_path / "metrics.csv").read_text() == "step\n1\n"
+    assert all((tmp_path / f).read_bytes() == data for f, data in files.items())
 
 
 def test_resume_with_other_flags_is_refused(capsys, tmp_path):
@@ -128,6 +151,14 @@ def test_resume_with_other_flags_is_refused(capsys, tmp_path):
     for flag, new, old in (("--group_size", 8, 4), ("--lr", 0.1, 0.0005), ("--seed", 7, 0), ("--kl", "k2", "k3")):
         capsys.readouterr()
         refused(capsys, train.main, ["--out", tmp_path, "--resume", flag, new], flag, new, old)
+
+
+def test_a_step_without_any_signal(tmp_path, monkeypatch):
+    """All rewards equal and no KL: nothing is run, no weight moves, the row has all its columns."""
+    monkeypatch.setattr(train.rewards, "accuracy", lambda *_: 0.0)
+    train.main([*SMALL, "--out", str(tmp_path), "--steps", "2", "--kl_coef", "0", "--format_weight", "0"])
+    assert torch.equal(weights(tmp_path), torch.cat([p.flatten() for p in GPT.load("data/base").parameters()]))
+    assert [(r["zero_groups"], r["grad_norm"], r["gap"]) for r in metrics(tmp_path)] == [("1", "0", "0")] * 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "pickle"])
@@ -189,6 +220,8 @@ def test_bad_input_elsewhere(capsys, tmp_path):
     refused(capsys, sft.main, ["--data", tmp_path / "pairs.jsonl", "--init", "data/base", "--out", tmp_path], "pairs.jsonl:2: ")
     refused(capsys, sft.main, ["--init", "data/base", "--out", tmp_path], "--data")
     refused(capsys, evaluate.main, ["--model", tmp_path], tmp_path, "config.json")
+    refused(capsys, plot.main, [tmp_path], "eval.csv")
+    refused(capsys, plot.main, [], "runs")
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
