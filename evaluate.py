@@ -16,7 +16,7 @@ from tqdm import tqdm
 import rewards
 from data import load_task
 from data.tokenizer import Tokenizer
-from flags import fill, one_line_errors, parse
+from flags import check, fill, one_line_errors, parse
 from model import GPT
 from sampler import sample
 
@@ -32,6 +32,11 @@ class Config:
     seed: int = 0                 # of the samples
     keep: str = ""                # write the correct and well-formed responses to this JSON-lines file
     device: str = "cpu"           # cpu or cuda
+
+    def __post_init__(self):
+        check(self, ("k", "problems", "max_new_tokens"))
+        if self.temperature < 0:
+            raise ValueError(f"--temperature {self.temperature}: 0 (greedy) or above")
 
 
 def pass_at_k(n, c, k):
@@ -52,6 +57,14 @@ def mean_interval(values):
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
     return mean, 1.96 * spread
+
+
+def check_room(task, sets, tokenizer, model, max_new_tokens):
+    """ValueError when a prompt of the problem lists `sets` leaves no room for max_new_tokens in the model's context."""
+    longest = max(len(tokenizer.encode(p["prompt"])) for problems in sets for p in problems)
+    if longest + max_new_tokens > model.config.max_seq_len:
+        raise ValueError(f"{task}: the longest prompt, of {longest} tokens, and {max_new_tokens} new ones do not fit "
+                         f"into the model's context of {model.config.max_seq_len}")
 
 
 @torch.no_grad()
@@ -116,6 +129,9 @@ def main(argv=None):
         config = fill(Config, parse(argv, __doc__, Config))
         model, tokenizer = GPT.load(config.model).to(config.device), Tokenizer.load(config.model)
         _, sets = load_task(config.task)
+        check_room(config.task, sets.values(), tokenizer, model, config.max_new_tokens)
+        if config.keep:
+            open(config.keep, "a").close()        # found out now if it cannot be written
     columns, kept = {}, []
     for name, problems in sets.items():
         problems = problems[:config.problems]

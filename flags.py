@@ -7,6 +7,8 @@ import re
 import sys
 from dataclasses import MISSING, fields
 
+import torch
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):     # argparse would print the whole usage before it
@@ -41,9 +43,14 @@ def check(config, at_least_1=(), **choices):
     for name in at_least_1:
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} {getattr(config, name)}: at least 1 is needed")
+    if hasattr(config, "device"):
+        choices |= dict(device=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
+    if hasattr(config, "dtype"):
+        choices |= dict(dtype=("float32", "bfloat16"))
     for name, known in choices.items():
         if getattr(config, name) not in known:
-            raise ValueError(f"--{name} {getattr(config, name)}: choose from {', '.join(known)}")
+            where = " on this machine" if name == "device" else ""
+            raise ValueError(f"--{name} {getattr(config, name)}: choose from {', '.join(known)}{where}")
 
 
 @contextlib.contextmanager

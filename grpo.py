@@ -1,4 +1,4 @@
-"""Group Relative Policy Optimization, on one page. Read it beside ppo.py: same names, same order, same signatures.
+"""Group Relative Policy Optimization, on one page.
 
 For a problem q the old policy writes G responses o_1..o_G, which earn the rewards r_1..r_G. GRPO maximises
 
@@ -13,7 +13,8 @@ and eq. 2 of R1; (5) is eq. 3 there and, but for point 1 below, eq. 1 of R1. No 
 
 Differs from the paper:
  1. The ratio is per token and each response is averaged over its tokens, as in DeepSeekMath. R1 prints one ratio for a
-    whole response. With one update per rollout, the default here, both ratios are 1; the gradients differ by 1/|o_i|.
+    whole response. With one update per rollout, the default here, both ratios are 1; the clip terms' gradients then
+    differ by 1/|o_i|.
  2. std is the population's, without an epsilon. Where all rewards are equal, by max == min, A is exactly 0.
  3. The clip is 0.2 to either side (R1 used 10 in its first RL stage, which for token ratios means none).
  4. One optimizer step a rollout (R1 splits one rollout over 16), so that every gradient is on-policy.
@@ -32,7 +33,7 @@ from logprobs import response_logprobs
 @dataclass
 class Config:
     group_size: int = 16          # G, responses per problem
-    scale: str = "group"          # what advantages are divided by: group (std of the group), batch (std of all), none
+    scale: str = "group"          # advantages are divided by: group (the group's std), batch (their rms over all), none
     clip_low: float = 0.2         # the ratio is clipped below 1 - clip_low
     clip_high: float = 0.2        # and above 1 + clip_high
     kl_coef: float = 0.001        # weight of the KL penalty to the reference; 0: no reference network at all

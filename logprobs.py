@@ -2,7 +2,7 @@
 
     log pi(y | state) = z_y / temperature - logsumexp(z / temperature),   z = W h
 
-`log_softmax_gather` and `reference_logprobs` are the definition, three lines each. `token_logprobs` equals it in value
+`log_softmax_gather` and `reference_logprobs` are the definition. `token_logprobs` equals it in value
 and gradient and never holds the logits of a whole batch: rows go through the head a chunk at a time, and a chunk is
 computed again in the backward pass. `response_logprobs` is the only place in the repository that shifts by one: the
 hidden state of column t-1 speaks of the token in column t.

@@ -11,7 +11,7 @@ What this file does not do: dropout (a policy must give the same log-probability
 """
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -246,6 +246,10 @@ def load_config(folder):
             config = json.load(f)
         if config["model_type"] not in ("llama", "qwen2", "qwen3"):
             raise ValueError(f"model_type {config['model_type']} is not known here")
+        for ours, public in PUBLIC_NAMES.items():
+            kind = bool if ours == "tie_embeddings" else (int, float) if ours in ("rope_theta", "norm_eps") else int
+            if not isinstance(config[public], kind) or (kind is not bool and config[public] <= 0):
+                raise ValueError(f"{public} {config[public]!r}")
         return GPTConfig(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
                          qkv_bias=config["model_type"] == "qwen2", qk_norm=config["model_type"] == "qwen3")
     except (ValueError, KeyError, TypeError) as error:

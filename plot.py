@@ -3,7 +3,7 @@
 Runs whose names differ only in the number at the end, the seed, become one line (mean) and a band (range).
 
     python plot.py out/grpo-pairs-0                             writes out/grpo-pairs-0/curves.png
-    python plot.py results/r1_zero/grpo-* --out curves.png
+    python plot.py results/r1_zero/grpo-? --out curves.png
 """
 import argparse
 import csv

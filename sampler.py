@@ -91,7 +91,10 @@ def run_prompts(model, prompt_ids, start):
 
 
 def draw(logits, u, temperature):
-    """logits (M, V), u (M,) uniforms in [0, 1) -> tokens (M,), their log-probs (M,) fp32, by inverse CDF."""
+    """logits (M, V), u (M,) uniforms in [0, 1) -> tokens (M,), log-probs (M,) fp32, by inverse CDF; greedy at 0."""
+    if temperature == 0:
+        best, token = logits.float().log_softmax(-1).max(-1)
+        return token, best
     logprobs = (logits.float() / temperature).log_softmax(-1)
     cdf = logprobs.exp().cumsum(-1, dtype=torch.float64)
     # right=True: u = 0 must not return a first token of probability 0
@@ -133,7 +136,7 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
     row = torch.arange(N, device=device)                                        # (M,) which row each live one is
     alive = torch.ones(N, dtype=torch.bool, device=device)                      # (M,)
     for t in range(T):
-        token, logprob = draw(model.logits(hidden[:, -1]), uniform[row, t], temperature or 1e-4)
+        token, logprob = draw(model.logits(hidden[:, -1]), uniform[row, t], temperature)
         ids[row, t], old[row, t], mask[row, t] = token * alive, logprob * alive, alive
         alive = alive & ~ends[token]
         if t % 8 == 7 or t == T - 1:              # the one host round trip, every eighth token

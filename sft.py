@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.jsonl import read
 from data.tokenizer import Tokenizer
-from flags import fill, one_line_errors, parse
+from flags import check, fill, one_line_errors, parse
 from logprobs import response_logprobs
 from model import GPT, load_config
 from sampler import Rollout
@@ -43,6 +43,9 @@ class Config:
     device: str = "cpu"           # cpu or cuda
     dtype: str = "float32"        # of the matrix products: float32 or bfloat16
 
+    def __post_init__(self):
+        check(self, ("batch", "tokens", "warmup"))
+
 
 def optimizers(model, lr, muon_lr):
     """[Muon on the matrices inside the blocks, AdamW on everything else]."""
@@ -64,13 +67,13 @@ def main(argv=None):
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer.load(config.init)
         model = (GPT(load_config(config.init)) if config.scratch else GPT.load(config.init)).to(config.device)
-        pairs = []
-        for i, row in enumerate(read(config.data, ("prompt", "response")), 1):
-            prompt, response = tokenizer.encode(row["prompt"]), tokenizer.encode(row["response"]) + [tokenizer.eos_id]
-            if len(prompt) + len(response) > model.config.max_seq_len:
-                raise ValueError(f"{config.data}: row {i} has {len(prompt) + len(response)} tokens, "
-                                 f"the model's context is {model.config.max_seq_len}")
-            pairs.append((prompt, response))
+        pairs = [(tokenizer.encode(row["prompt"]), tokenizer.encode(row["response"]) + [tokenizer.eos_id])
+                 for row in read(config.data, ("prompt", "response"))]
+        columns = sum(max(map(len, side)) for side in zip(*pairs))
+        if columns > model.config.max_seq_len:
+            raise ValueError(f"{config.data}: the longest prompt and the longest response have {columns} tokens, "
+                             f"the model's context is {model.config.max_seq_len}")
+        os.makedirs(config.out, exist_ok=True)
     steps = config.steps or max(1, math.ceil(config.epochs * len(pairs) / config.batch))
     opts, rng, order, began = optimizers(model, config.lr, config.muon_lr), random.Random(config.seed), [], time.time()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pairs):,} pairs, {steps:,} steps")

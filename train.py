@@ -1,7 +1,9 @@
-"""Reinforcement learning with verifiable rewards: Algorithm 1 of DeepSeekMath (arXiv 2402.03300), for GRPO and PPO.
+"""Reinforcement learning with verifiable rewards: Algorithm 1 of DeepSeekMath (arXiv 2402.03300).
 
     python train.py --algo grpo                      R1-Zero in small: pure RL on a small base model, on a laptop
     python train.py --out DIR --resume               go on where a run stopped
+
+The numbers at the right of the code are the lines of that algorithm.
 
 A run writes into its folder: metrics.csv (a row a step), eval.csv (held-out problems), samples.txt (whole groups),
 config.json (all flags, versions), state.pt (to resume), model/ (the trained checkpoint).
@@ -9,6 +11,7 @@ config.json (all flags, versions), state.pt (to resume), model/ (the trained che
 import csv
 import io
 import json
+import math
 import os
 import pickle
 import platform
@@ -27,7 +30,7 @@ import grpo
 import rewards
 from data import load_task
 from data.tokenizer import Tokenizer
-from evaluate import evaluate, table
+from evaluate import check_room, evaluate, table
 from flags import check, fill, one_line_errors, parse
 from model import GPT
 from sampler import sample
@@ -67,7 +70,7 @@ class Config:
     def __post_init__(self):
         check(self, ("problems", "max_new_tokens", "warmup", "tokens", "eval_every", "eval_problems", "eval_k",
                      "eval_max_new_tokens", "save_every"),
-              algo=ALGORITHMS, dtype=("float32", "bfloat16"), device=("cpu", "cuda"))
+              algo=ALGORITHMS)
         if not self.temperature > 0:
             raise ValueError(f"--temperature {self.temperature}: training samples, so it must be above 0")
 
@@ -100,7 +103,7 @@ def update(algo, nets, optimizer, rollout, hp, config, step, precision):
     totals, norms = dict.fromkeys(("tokens", "loss", *METRICS), 0.0), []
     # Without KL and without a critic, a response with no advantage has no gradient: it need not be run.
     idle = (rollout.ref_logprobs is None) & (rollout.values is None) & (rollout.advantages == 0).all(1)
-    for _ in range(hp.epochs):
+    for _ in range(hp.epochs):                                                                   # 10
         index = torch.randperm(N, generator=order) if hp.minibatches > 1 else torch.arange(N)
         for part in index.to(idle.device).chunk(hp.minibatches):
             batch = rollout.rows(part)
@@ -108,7 +111,7 @@ def update(algo, nets, optimizer, rollout, hp, config, step, precision):
             for piece in batch.micro_batches(config.tokens, keep=(~idle[part]).tolist()):
                 micro = batch.rows(piece)
                 with precision:
-                    loss, metrics = algo.loss(nets, micro, hp)                                   # 10
+                    loss, metrics = algo.loss(nets, micro, hp)                                   # 11
                 loss.backward()
                 metrics |= {"tokens": micro.response_mask.sum(), "loss": loss.detach()}
                 for name, value in metrics.items():
@@ -120,14 +123,16 @@ def update(algo, nets, optimizer, rollout, hp, config, step, precision):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     tokens, loss = totals.pop("tokens"), totals.pop("loss")
-    return {"loss": loss, "grad_norm": sum(norms) / len(norms)} | {k: v / max(1, tokens) for k, v in totals.items()}
+    return {"loss": loss / len(norms), "grad_norm": sum(norms) / len(norms)} | {k: v / tokens if tokens else math.nan for k, v in totals.items()}
 
 
 class Log:
     """A file that can be cut back to where a checkpoint saw it; `row` writes CSV."""
 
     def __init__(self, path, keep=0):
-        self.file = open(path, "r+" if keep else "w")
+        if keep and os.path.getsize(path) < keep:
+            raise ValueError(f"{path} is shorter than when the checkpoint was written")
+        self.file = open(path, "r+" if keep else "w", encoding="utf-8", newline="")
         self.file.truncate(keep)
         self.file.seek(keep)
 
@@ -160,21 +165,28 @@ def load(path):
             if z.testzip() is not None:
                 raise ValueError("a checksum is wrong")
         return torch.load(path, weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, ValueError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} holds more than tensors and numbers, and is refused") from None
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def setup(argv):
     """Flags and files -> everything a run needs. All that a user can get wrong is found out here."""
     given = parse(argv, __doc__, Config, *(algo.Config for algo in ALGORITHMS.values()))
-    out = given.get("out") or "out/{algo}-{task}-{seed}".format(**asdict(fill(Config, given)))
+    named = fill(Config, given)
+    out = named.out or f"out/{named.algo}-{os.path.basename(named.task).removesuffix('.jsonl')}-{named.seed}"
     flags, state = given, None
     if given.get("resume"):
         if not os.path.exists(f"{out}/state.pt"):
             raise ValueError(f"{out} holds no state.pt to resume from")
         try:
             with open(f"{out}/config.json") as f:
-                saved = json.load(f)["flags"]
+                saved = json.load(f)
+            if saved["threads"] != torch.get_num_threads():
+                print(f"resumed with {torch.get_num_threads()} threads, not {saved['threads']}: rounding will differ")
+            saved = dict(saved["flags"])
+            fill(Config, saved)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{out}/config.json is damaged: {error}") from None
         for name, value in given.items():
@@ -184,8 +196,6 @@ def setup(argv):
     elif os.path.exists(f"{out}/state.pt"):
         raise ValueError(f"{out} holds a run already: go on with --resume, or name another folder with --out")
     config = fill(Config, flags | {"out": out})
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this torch sees no GPU")
     algo = ALGORITHMS[config.algo]
     hp = fill(algo.Config, flags)
     policy, tokenizer = GPT.load(config.init).to(config.device), Tokenizer.load(config.init)
@@ -193,11 +203,10 @@ def setup(argv):
         raise ValueError(f"{config.init}: the tokenizer has {tokenizer.vocab_size} tokens, "
                          f"the model {policy.config.vocab_size}")
     train, sets = load_task(config.task, config.seed)
-    longest = max(len(tokenizer.encode(p["prompt"])) for problems in [train, *sets.values()] for p in problems)
-    room = policy.config.max_seq_len - max(config.max_new_tokens, config.eval_max_new_tokens)
-    if longest > room:
-        raise ValueError(f"a prompt of {config.task} has {longest} tokens; with the new ones asked for, the model's "
-                         f"context of {policy.config.max_seq_len} leaves {room}")
+    if config.problems > len(train):
+        raise ValueError(f"--problems {config.problems}: {config.task} has {len(train)} training problems")
+    check_room(config.task, [train, *sets.values()], tokenizer, policy,
+               max(config.max_new_tokens, config.eval_max_new_tokens))
     return config, algo, hp, tokenizer, policy, train, sets, state
 
 
@@ -210,16 +219,20 @@ def main(argv=None):
         optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
         step, before, ends = 0, None, (0, 0, 0)
         if state:
-            policy.load_state_dict(state["policy"])
-            optimizer.load_state_dict(state["optimizer"])
-            if nets.ref is not None:
-                nets.ref.load_state_dict(state["ref"])
-            step, before, ends = state["step"], state["before"], state["ends"]
+            try:
+                policy.load_state_dict(state["policy"])
+                optimizer.load_state_dict(state["optimizer"])
+                if nets.ref is not None:
+                    nets.ref.load_state_dict(state["ref"])
+                step, before, ends = state["step"], state["before"], state["ends"]
+            except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+                raise ValueError(f"{config.out}/state.pt is not of this run: {str(error).splitlines()[0]}") from None
         files = ("metrics.csv", "eval.csv", "samples.txt")
         metrics_csv, eval_csv, samples_txt = logs = [Log(f"{config.out}/{f}", end) for f, end in zip(files, ends)]
-        with open(f"{config.out}/config.json", "w") as f:
+        with open(f"{config.out}/config.json.tmp", "w") as f:
             json.dump({"flags": asdict(config) | asdict(hp), "python": platform.python_version(),
                        "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit()}, f, indent=1)
+        os.replace(f"{config.out}/config.json.tmp", f"{config.out}/config.json")
     stop = []                     # signals that arrived; a second one stops at once
     def note(number, _):
         stop.append(number)
@@ -257,7 +270,7 @@ def main(argv=None):
     while step < config.steps and not stop:
         clock = time.time()
         if hp.kl_coef and hp.ref_every and step and step % hp.ref_every == 0:
-            nets.ref.load_state_dict(policy.state_dict())
+            nets.ref.load_state_dict(policy.state_dict())                                        # 3   pi_ref <- pi
         problems = problems_of(step, train, config)                                              # 5
         prompts = [tokenizer.encode(p["prompt"]) for p in problems]
         with precision:
@@ -272,7 +285,7 @@ def main(argv=None):
         rollout.advantages = algo.advantages(rollout, hp)                                        # 9   A
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / config.warmup)
-        metrics = update(algo, nets, optimizer, rollout, hp, config, step, precision)            # 10
+        metrics = update(algo, nets, optimizer, rollout, hp, config, step, precision)            # 10, 11
         seconds, N = time.time() - clock, len(texts)
         grouped = rollout.rewards.view(-1, hp.group_size)
         ended = [ids[n - 1] == tokenizer.eos_id for ids, n in zip(rollout.response_ids.tolist(), lengths)]
@@ -294,9 +307,11 @@ def main(argv=None):
             print(f"held-out {main_set} at step {step}: " + brief(held_out(step, [main_set])["metrics"][main_set]))
         if step % config.save_every == 0 or step == config.steps or stop:
             checkpoint(step)
-    if stop and step < config.steps:
+    if stop:
         print(f"stopped after step {step}; go on with: python train.py --out {config.out} --resume")
         raise SystemExit(128 + stop[0])
+    for number in (signal.SIGINT, signal.SIGTERM):       # all is saved: from here on a stop is just a stop
+        signal.signal(number, signal.default_int_handler)
     after = held_out(step, sets)
     start = GPT.load(config.init).to(config.device)      # the other sets wait until now, so that RL starts at once
     before["metrics"] |= held_out(0, [name for name in sets if name != main_set], start)["metrics"]

@@ -7,18 +7,22 @@ import zlib
 
 from data import pairs
 from data.jsonl import read
+from rewards import VERIFIERS
 
 TASKS = {"pairs": pairs.load}
 
 
 def load_task(name, seed=0):
     if name.endswith(".jsonl"):
-        parts = {True: [], False: []}
+        parts = {True: {}, False: {}}          # by prompt: a row that stands twice is one problem
         for row in read(name, ("prompt", "answer")):
-            parts[zlib.crc32(row["prompt"].encode()) % 8 == 0].append(row | {"kind": "math"})
-        if not parts[True] or not parts[False]:
+            parts[zlib.crc32(row["prompt"].encode()) % 8 == 0][row["prompt"]] = {"kind": "math"} | row
+        if not all(parts.values()):
             raise ValueError(f"{name}: too few rows to hold one in eight out")
-        return parts[False], {"held out": parts[True]}
+        for problem in [*parts[True].values(), *parts[False].values()]:
+            if problem["kind"] not in VERIFIERS:
+                raise ValueError(f"{name}: rewards.py judges no kind {problem['kind']!r}")
+        return list(parts[False].values()), {"held out": list(parts[True].values())}
     if name not in TASKS:
         raise ValueError(f"--task {name}: choose from {', '.join(TASKS)}, or a file that ends in .jsonl")
     return TASKS[name](seed)
