@@ -123,7 +123,8 @@ def update(algo, nets, optimizer, rollout, hp, config, step, precision):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     tokens, loss = totals.pop("tokens"), totals.pop("loss")
-    return {"loss": loss / len(norms), "grad_norm": sum(norms) / len(norms)} | {k: v / tokens if tokens else math.nan for k, v in totals.items()}
+    means = {name: total / tokens if tokens else math.nan for name, total in totals.items()}
+    return {"loss": loss / len(norms), "grad_norm": sum(norms) / len(norms)} | means
 
 
 class Log:
