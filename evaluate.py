@@ -137,6 +137,11 @@ def main(argv=None):
         problems = problems[:config.problems]
         columns[name], texts = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
                                         config.temperature, config.seed)
+        judged = [(rewards.reflections(t) > 0, rewards.accuracy(p, t)) for p, group in zip(problems, texts) for t in group]
+        for checked in (True, False):
+            hits = [right for check, right in judged if check == checked]
+            print(f"{name}, {len(hits)} responses {'with' if checked else 'without'} a self-check: "
+                  f"{sum(hits) / max(1, len(hits)):.3f} right")
         kept += [{"prompt": p["prompt"], "response": text.removesuffix("<|end|>")}
                  for p, group in zip(problems, texts) for text in dict.fromkeys(group)
                  if rewards.accuracy(p, text) and rewards.format(text)]

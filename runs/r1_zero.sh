@@ -15,9 +15,10 @@ python plot.py "$out"/grpo-? --out "$out/curves.png"
 
 # 2. One change each, the same number of sampled responses.
 python train.py --format_weight 1.0 --out "$out/format_weight_1-0" | tee "$out/format_weight_1-0.txt"
+python train.py --format_weight 10 --out "$out/format_weight_10-0" | tee "$out/format_weight_10-0.txt"
 python train.py --group_size 4 --problems 64 --out "$out/group_size_4-0" | tee "$out/group_size_4-0.txt"
 python train.py --kl_coef 0 --out "$out/kl_off-0" | tee "$out/kl_off-0.txt"
-python plot.py "$out"/*-0 --out "$out/ablations.png"
+python plot.py "$out"/*-0/ --out "$out/ablations.png"
 
 # 3. One table of all of them.
-python runs/table.py "$out"
+for size in 4 5 6; do python runs/table.py "$out" "$size numbers"; done

@@ -29,7 +29,8 @@ def main(folder, which="4 numbers"):
             rows = [r for r in read(os.path.join(path, "eval.csv")) if r["set"] == which]
             rows.sort(key=lambda r: int(r["step"]))
             seconds = sum(float(r["seconds"]) for r in read(os.path.join(path, "metrics.csv")))
-            runs.setdefault(re.sub(r"-\d+$", "", name), []).append((rows, seconds))
+            if rows and rows[0]["step"] != rows[-1]["step"]:                     # it has come to its end
+                runs.setdefault(re.sub(r"-\d+$", "", name), []).append((rows, seconds))
     print(f"| {which} | step | " + " | ".join(COLUMNS) + " | seconds of RL |\n|" + "---|" * (len(COLUMNS) + 3))
     first = next(iter(runs.values()))
     for name, members in [("base", first), *runs.items()]:
