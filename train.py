@@ -312,7 +312,7 @@ def main(argv=None):
         print(f"stopped after step {step}; go on with: python train.py --out {config.out} --resume")
         raise SystemExit(128 + stop[0])
     for number in (signal.SIGINT, signal.SIGTERM):       # all is saved: from here on a stop is just a stop
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, signal.SIG_DFL)
     after = held_out(step, sets)
     start = GPT.load(config.init).to(config.device)      # the other sets wait until now, so that RL starts at once
     before["metrics"] |= held_out(0, [name for name in sets if name != main_set], start)["metrics"]
