@@ -55,7 +55,7 @@ class Config:
     max_new_tokens: int = 160     # longest response in training
     temperature: float = 1.0      # of the sampler, and of every log-prob computed on what it sampled
     format_weight: float = 0.1    # reward = accuracy + format_weight * format
-    lr: float = 5e-4              # AdamW's learning rate, constant after
+    lr: float = 5e-4              # AdamW's learning rate, constant after the warm-up
     warmup: int = 5               # steps of linear warm-up
     clip_norm: float = 1.0        # gradient norm limit
     tokens: int = 4096            # padded tokens per micro-batch: memory, never a gradient

@@ -22,6 +22,8 @@ import random
 import sys
 import zlib
 
+from tqdm import tqdm
+
 BIGGEST, OPERATIONS = 12, "+-*"
 
 # The corpus is written in two languages and a mix of both, as the web is.
@@ -130,5 +132,5 @@ if __name__ == "__main__":                        # python -m data.pairs COUNT F
     count, path = int(sys.argv[1]), sys.argv[2]
     rng = random.Random("pairs corpus")
     with open(path, "w") as f:
-        for _ in range(count):
+        for _ in tqdm(range(count), desc="documents"):
             f.write(json.dumps(document(rng)) + "\n")
