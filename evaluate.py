@@ -137,7 +137,8 @@ def main(argv=None):
         problems = problems[:config.problems]
         columns[name], texts = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
                                         config.temperature, config.seed)
-        judged = [(rewards.reflections(t) > 0, rewards.accuracy(p, t)) for p, group in zip(problems, texts) for t in group]
+        judged = [(rewards.reflections(t) > 0, rewards.accuracy(p, t))
+                  for p, group in zip(problems, texts) for t in group]
         for checked in (True, False):
             hits = [right for check, right in judged if check == checked]
             print(f"{name}, {len(hits)} responses {'with' if checked else 'without'} a self-check: "
