@@ -59,7 +59,7 @@ def response_states(model, rollout):
     problems, group = rollout.group.unique(return_inverse=True)                  # (U,), (N,)
     row = torch.zeros_like(problems).index_copy_(0, group, torch.arange(len(group), device=group.device))
     hidden, cache = run_prompts(model, rollout.prompt_ids[row], rollout.prompt_start[row])
-    first = hidden[group]                                                       # (N, 1, C)
+    first = hidden.index_select(0, group)                                       # (N, 1, C)
     if rollout.response_ids.shape[1] == 1:
         return first
     return torch.cat((first, model(rollout.response_ids[:, :-1], cache.select(group))), 1)

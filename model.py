@@ -74,7 +74,8 @@ class KVCache:
         new = KVCache(len(self.layers), None if self.start is None else self.start[rows])
         new.length, new.room = self.length, room
         for layer, pair in enumerate(self.layers):
-            picked = [x[rows, :, :self.length] for x in pair]
+            # index_select: the gradient of x[rows] is summed by several threads in any order
+            picked = [x[:, :, :self.length].index_select(0, rows) for x in pair]
             new.layers[layer] = tuple(F.pad(x, (0, 0, 0, room)) for x in picked) if room else tuple(picked)
         return new
 

@@ -59,6 +59,15 @@ def test_resume_is_exact(tmp_path, more):
     assert open(f"{whole}/samples.txt").read() == open(f"{cut}/samples.txt").read()
 
 
+def test_the_same_seed_gives_the_same_csv(tmp_path):
+    """At the default batch, where sums are split over threads: to the last bit."""
+    for name in ("a", "b"):
+        train.main(["--out", str(tmp_path / name), "--steps", "4", "--eval_problems", "2", "--eval_k", "2",
+                    "--eval_max_new_tokens", "64"])
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
 def test_learning_run(tmp_path):
     """Under a minute of pure RL raises the reward on the default task, and the responses that were seen say why."""
     train.main(["--out", str(tmp_path), "--steps", "20", "--problems", "8", "--eval_every", "100", "--eval_problems", "4",
