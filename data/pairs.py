@@ -24,7 +24,7 @@ import zlib
 
 from tqdm import tqdm
 
-BIGGEST, OPERATIONS = 12, "+-*"
+BIGGEST = 12
 
 # The corpus is written in two languages and a mix of both, as the web is.
 WORDS = {

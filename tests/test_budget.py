@@ -22,7 +22,7 @@ def code_lines(path):
 
 
 def count():
-    files = [os.path.relpath(os.path.join(folder, f), ROOT) for where in ("", "data") for folder in [os.path.join(ROOT, where)]
+    files = [os.path.relpath(os.path.join(folder, f), ROOT) for where in ("", "data", "runs") for folder in [os.path.join(ROOT, where)]
              for f in os.listdir(folder) if f.endswith(".py")]
     return {f: code_lines(os.path.join(ROOT, f)) for f in sorted(files)}
 
