@@ -39,7 +39,7 @@ class Config:
     group_size: int = 16          # responses per problem; they are not compared with each other
     gamma: float = 1.0            # discount per token
     lam: float = 1.0              # lambda of GAE: 1 trusts the reward, 0 trusts the critic
-    critic_lr: float = 1e-3       # the critic's learning rate
+    critic_lr: float = 3e-3       # the critic's learning rate
     critic_warmup: int = 0        # first steps that train the critic only
     value_clip: float = 0.2       # a value may move so far from its old value in one rollout
     clip_low: float = 0.2         # the ratio is clipped below 1 - clip_low

@@ -150,8 +150,8 @@ def update(run, rollout, step):
                     totals[name] = totals.get(name, 0.0) + float(value)
             norm = [float(torch.nn.utils.clip_grad_norm_(group["params"], config.clip_norm))
                     for group in optimizer.param_groups]
-            if not all(map(math.isfinite, norm)):
-                raise SystemExit(f"step {step + 1}: the gradient norm is {norm}; stopped before the optimizer step")
+            if not math.isfinite(sum(norm)):
+                raise SystemExit(f"step {step + 1}: the gradient norm is {sum(norm)}; stopped before the optimizer step")
             norms.append(norm[0])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
