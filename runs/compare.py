@@ -33,3 +33,26 @@ def summary(folder):
             "cons@16_ci": float(last["cons@16_ci"]), "steps to 80%": step, "seconds to 80%": step and at[step][1],
             "seconds a step": clock / len(steps), "length": float(last["length"]), "reflection": float(last["reflection"]),
             "KL": sum(kl) / len(kl), "step": int(last["step"])}
+
+
+def main(folder):
+    rows = {}
+    for name in sorted(os.listdir(folder)):
+        if os.path.exists(os.path.join(folder, name, "eval.csv")) and (found := summary(os.path.join(folder, name))):
+            rows.setdefault(re.sub(r"-\d+$", "", name), []).append(found)
+    print("| 4 numbers | seeds | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 2))
+    for name, members in sorted(rows.items(), key=lambda item: -sum(m["pass@1"] for m in item[1]) / len(item[1])):
+        cells = []
+        for column in COLUMNS:
+            values, digits = [m[column] for m in members if m[column] is not None], 3 if "@" in column or column == "reflection" else 1
+            text = cell(values, 0 if "to 80%" in column else 2 if column == "KL" else digits) if values else "never"
+            if f"{column}_ci" in members[0]:
+                text += f" ± {sum(m[column + '_ci'] for m in members) / len(members):.3f}"
+            if values and len(values) < len(members):
+                text += f", {len(values)} of {len(members)} seeds"
+            cells.append(text)
+        print(f"| {name} | {len(members)} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -32,7 +32,7 @@ one() {
 }
 export -f one
 for seed in 0 1 2; do
-    grep . <<< "$rows" | while read -r name flags; do echo "$name $seed $flags"; done
+    grep . <<< "$rows" | while read -r name flags; do echo $name $seed $flags; done
 done | xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' one
 
 # 3. The table and the figure of the README.
