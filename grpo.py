@@ -127,5 +127,5 @@ def loss(nets, batch, hp):
     # One update: pi is pi_old, the ratio is 1 exactly, and only its gradient counts.
     old_logprobs = logprobs.detach() if hp.minibatches * hp.epochs == 1 else batch.old_logprobs
     J, metrics = objective(logprobs, old_logprobs, batch.advantages, batch.response_mask, hp, batch.ref_logprobs)
-    metrics |= dict(entropy=entropy.detach().sum(), gap=(logprobs.detach() - batch.old_logprobs).abs().sum())
+    metrics |= dict(entropy=entropy.detach().sum(), drift=(logprobs.detach() - batch.old_logprobs).abs().sum())
     return -(J * batch.weights).sum(), metrics                                                                  # (5)

@@ -119,7 +119,7 @@ def loss(nets, batch, hp):
     # One update: pi is pi_old, the ratio is 1 exactly, and only its gradient counts.
     old_logprobs = logprobs.detach() if hp.minibatches * hp.epochs == 1 else batch.old_logprobs
     J, metrics = objective(logprobs, old_logprobs, batch.advantages, batch.response_mask, hp, batch.ref_logprobs)
-    metrics |= dict(entropy=entropy.detach().sum(), gap=(logprobs.detach() - batch.old_logprobs).abs().sum())
+    metrics |= dict(entropy=entropy.detach().sum(), drift=(logprobs.detach() - batch.old_logprobs).abs().sum())
     values = nets.critic.value(response_states(nets.critic, batch))
     metrics["value_clip"] = (batch.response_mask & ((values - batch.values).abs() > hp.value_clip)).sum()
     return value_loss(values, batch.values, batch.returns, batch.weights, hp) - (J * batch.weights).sum(), metrics  # (6)

@@ -15,7 +15,6 @@ import zlib
 from dataclasses import dataclass, fields, replace
 
 import torch
-import torch.nn.functional as F
 
 from model import KVCache
 
@@ -47,21 +46,6 @@ class Rollout:
         ids = torch.zeros(mask.shape, dtype=torch.long, device=device)
         ids[mask] = torch.tensor([i for r in responses for i in r], device=device)
         return cls(prompt_ids[group], start[group], group, ids, mask)
-
-    @classmethod
-    def join(cls, parts):
-        """Rollouts of the same temperature as one, as wide as the widest."""
-        P, T = (max(getattr(part, name).shape[1] for part in parts) for name in ("prompt_ids", "response_ids"))
-        columns, groups = {name: [] for f in fields(cls) if torch.is_tensor(getattr(parts[0], name := f.name))}, 0
-        for part in parts:
-            left, right = P - part.prompt_ids.shape[1], T - part.response_ids.shape[1]
-            part = replace(part, prompt_ids=F.pad(part.prompt_ids, (left, 0)), prompt_start=part.prompt_start + left,
-                           group=part.group + groups)
-            groups = int(part.group.max()) + 1
-            for name, column in columns.items():
-                x = getattr(part, name)
-                column.append(F.pad(x, (0, right)) if x.dim() == 2 and name != "prompt_ids" else x)
-        return replace(parts[0], **{name: torch.cat(column) for name, column in columns.items()})
 
     @property
     def lengths(self):

@@ -8,28 +8,22 @@ The numbers at the right of the code are the lines of that algorithm.
 A run writes into its folder: metrics.csv (a row a step), eval.csv (held-out problems), samples.txt (whole groups),
 config.json (all flags, versions), state.pt (to resume), model/ (the trained checkpoint).
 """
-import csv
-import io
 import json
 import math
 import os
-import pickle
 import platform
 import random
 import signal
-import subprocess
-import sys
 import time
-import zipfile
 from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
 import grpo
 import ppo
 import rewards
+from checkpoint import Log, commit, load, save
 from data import load_task
 from data.tokenizer import Tokenizer
 from evaluate import check_room, evaluate, table
@@ -41,7 +35,7 @@ from variants import PRESETS
 ALGORITHMS = {"grpo": grpo, "ppo": ppo}
 LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f", kl=".4f",
             entropy=".4f", zero_groups=".2f", explained_variance=".3f", tokens_per_second=".0f", seconds=".2f")
-METRICS = ("kl", "entropy", "clip_low", "clip_high", "gap")                      # of every algorithm's loss
+METRICS = ("kl", "entropy", "clip_low", "clip_high", "drift")                     # of every algorithm's loss
 MEANS = ("reward", "accuracy", "format", "length", "reflection", "truncated")    # over the responses of a step
 HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
 
@@ -94,37 +88,37 @@ def problems_of(step, train, config):
 
 
 def explore(run, step):
-    """Samples and judges the responses of a step -> Rollout with rewards, and what is known of each of its rows."""
-    config, G, parts, rows, sampled = run.config, run.hp.group_size, [], [], 0
+    """Samples and judges the responses of a step -> Rollout with rewards; what is known of each row; responses sampled."""
+    config, G, device, rows, sampled = run.config, run.hp.group_size, run.config.device, [], 0
     for attempt in range(step * config.resample, (step + 1) * config.resample):
         problems = problems_of(attempt, run.train, config)[:config.problems - len(rows) // G]                    # 5
+        prompts = [run.tokenizer.encode(p["prompt"]) for p in problems]
         with run.precision:
-            rollout = sample(run.nets.policy, [run.tokenizer.encode(p["prompt"]) for p in problems], G,
-                             config.max_new_tokens, config.temperature, run.tokenizer.eos_id,
-                             seed=config.seed * 1_000_003 + attempt)                             # 7   o_1..o_G ~ pi_old
-        judged = [judge(problems[i // G], ids[:n], run.tokenizer, config)
-                  for i, (ids, n) in enumerate(zip(rollout.response_ids.tolist(), rollout.lengths.tolist()))]
-        rollout.rewards = torch.tensor([row["reward"] for row in judged], device=config.device)  # 8   r_1..r_G
-        keep = torch.arange(len(judged))
-        if config.resample > 1:                               # only groups whose rewards differ; all if there are none
-            groups = rollout.rewards.view(-1, G)
-            signal = (groups.amax(1) != groups.amin(1)).repeat_interleave(G).cpu()
-            keep = keep[signal] if signal.any() or parts else keep
+            drawn = sample(run.nets.policy, prompts, G, config.max_new_tokens, config.temperature,
+                           run.tokenizer.eos_id, seed=config.seed * 1_000_003 + attempt)         # 7   o_1..o_G ~ pi_old
+        judged = [judge(problems[i // G], ids[:n], run.tokenizer, config) | {"prompt": prompts[i // G], "logprobs": logprobs[:n]}
+                  for i, (ids, logprobs, n) in enumerate(zip(drawn.response_ids.tolist(), drawn.old_logprobs,
+                                                             drawn.lengths.tolist()))]                           # 8
+        groups = [judged[i:i + G] for i in range(0, len(judged), G)]
+        signal = [group for group in groups if len({row["reward"] for row in group}) > 1]
+        rows += sum(signal if config.resample > 1 and (signal or rows) else groups, [])
         sampled += len(judged)
-        if len(keep):
-            parts.append(rollout.rows(keep.to(config.device)))
-            rows += [judged[i] for i in keep]
         if len(rows) == config.problems * G:
             break
-    return Rollout.join(parts), rows, sampled
+    rollout = Rollout.pack([row["prompt"] for row in rows[::G]], [row["ids"] for row in rows], G, device)
+    rollout.old_logprobs = torch.zeros(rollout.response_mask.shape, device=device).masked_scatter(
+        rollout.response_mask, torch.cat([row["logprobs"] for row in rows]))
+    rollout.rewards = torch.tensor([row["reward"] for row in rows], device=device)               # r_1..r_G
+    rollout.temperature = config.temperature
+    return rollout, rows, sampled
 
 
 def judge(problem, ids, tokenizer, config):
-    """A response (its ids, end token included) -> its reward and what it is made of."""
-    text, ended = tokenizer.decode(ids), ids[-1] == tokenizer.eos_id
+    """A response, as ids with the end token -> its reward and what it is made of."""
+    text = tokenizer.decode(ids)
     accuracy, form = rewards.accuracy(problem, text), rewards.format(text)
     late = max(0, len(ids) + config.overlong - config.max_new_tokens) / max(1, config.overlong)
-    return dict(prompt=problem["prompt"], text=text, accuracy=accuracy, format=form, length=len(ids), truncated=not ended,
+    return dict(ids=ids, text=text, length=len(ids), truncated=ids[-1] != tokenizer.eos_id, accuracy=accuracy, format=form,
                 reflection=rewards.reflections(text) > 0, reward=accuracy + config.format_weight * form - late)
 
 
@@ -152,6 +146,8 @@ def update(run, rollout, step):
                     for group in optimizer.param_groups]
             if not math.isfinite(sum(norm)):
                 raise SystemExit(f"step {step + 1}: the gradient norm is {sum(norm)}; stopped before the optimizer step")
+            if not norms:             # nothing has moved yet: what differs is the sampler from the trainer
+                gap = totals["drift"] / max(1, totals["tokens"])
             norms.append(norm[0])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -160,7 +156,7 @@ def update(run, rollout, step):
     if rollout.values is not None:
         returns, values = (x[rollout.response_mask] for x in (rollout.returns, rollout.values))
         means["explained_variance"] = float(1 - (returns - values).var() / returns.var())
-    return {"loss": loss / len(norms), "grad_norm": sum(norms) / len(norms)} | means
+    return {"loss": loss / len(norms), "grad_norm": sum(norms) / len(norms), "gap": gap} | means
 
 
 def train_step(run, step):
@@ -179,58 +175,13 @@ def train_step(run, step):
     metrics = update(run, rollout, step)                                                         # 10, 11
     seconds, grouped = time.time() - clock, rollout.rewards.view(-1, hp.group_size)
     row = {"step": step + 1} | {name: sum(float(r[name]) for r in rows) / len(rows) for name in MEANS}
-    row |= {"zero_groups": float((grouped.amax(1) == grouped.amin(1)).float().mean()), "all_right": sum(
-                all(r["accuracy"] for r in rows[i:i + hp.group_size]) for i in range(0, len(rows), hp.group_size)) / len(grouped),
-            **metrics, "responses": sampled, "tokens_per_second": float(rollout.lengths.sum()) / seconds,
+    right = torch.tensor([r["accuracy"] for r in rows]).view(-1, hp.group_size).amin(1)
+    row |= {"zero_groups": float((grouped.amax(1) == grouped.amin(1)).float().mean()), "all_right": float(right.mean()), **metrics,
+            "responses": sampled, "tokens_per_second": float(rollout.lengths.sum()) / seconds,
             "sample_seconds": sample_seconds, "seconds": seconds}
     shown = "".join(f"--- reward {r['reward']:.2f}  advantage {A:+.2f}\n{r['text']}\n"
                     for r, A in zip(rows[:hp.group_size], rollout.advantages[:, 0].tolist()))
-    return row, f"=== step {step + 1}\n{rows[0]['prompt']}\n{shown}"
-
-
-class Log:
-    """A file that can be cut back to where a checkpoint saw it; `row` writes CSV."""
-
-    def __init__(self, path, keep=0):
-        if keep and os.path.getsize(path) < keep:
-            raise ValueError(f"{path} is shorter than when the checkpoint was written")
-        self.file = open(path, "r+" if keep else "w", encoding="utf-8", newline="")
-        self.file.truncate(keep)
-        self.file.seek(keep)
-
-    def row(self, values):
-        out = io.StringIO()
-        writer = csv.DictWriter(out, values)
-        if self.file.tell() == 0:
-            writer.writeheader()
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
-        self.text(out.getvalue())
-
-    def text(self, text):
-        self.file.write(text)
-        self.file.flush()
-
-
-def save(path, state):
-    """Whole or not at all: a new file is written, flushed to disk and put in place of the old one."""
-    with open(path + ".tmp", "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
-
-
-def load(path):
-    """A checkpoint written by `save`. ValueError if it is damaged (torch alone does not notice a flipped byte)."""
-    try:
-        with zipfile.ZipFile(path) as z:
-            if z.testzip() is not None:
-                raise ValueError("a checksum is wrong")
-        return torch.load(path, weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} holds more than tensors and numbers, and is refused") from None
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    return row, f"=== step {step + 1}\n{run.tokenizer.decode(rows[0]['prompt'])}\n{shown}"
 
 
 def flags_of(argv):
@@ -347,7 +298,8 @@ def main(argv=None):
         print(f"held-out {main_set} before RL: " + brief(run.before["metrics"][main_set]))
     checkpoint(run, run.step)
     print(f"RL starts {time.time() - began:.0f} s after the command", flush=True)
-    for step in range(run.step, config.steps):
+    step = run.step
+    for step in range(step, config.steps):
         row, group = train_step(run, step)
         line = {name: spec for name, spec in LINE.items() if name in row}
         if step % 20 == 0:
@@ -367,12 +319,12 @@ def main(argv=None):
             raise SystemExit(128 + stop[0])
     for number in (signal.SIGINT, signal.SIGTERM):       # all is saved: from here on a stop is just a stop
         signal.signal(number, signal.SIG_DFL)
-    after = held_out(run, config.steps, run.sets, policy)
+    after = held_out(run, step, run.sets, policy)
     start = GPT.load(config.init).to(config.device)      # the other sets wait until now, so that RL starts at once
     run.before["metrics"] |= held_out(run, 0, others, start)["metrics"]
     for name in run.sets:
         print(f"\nheld-out {name}, {config.eval_k} samples a problem, mean ± 95% interval")
-        print(table({"before": run.before["metrics"][name], f"step {config.steps}": after["metrics"][name]}))
+        print(table({"before": run.before["metrics"][name], f"step {step}": after["metrics"][name]}))
     for (prompt, old), (_, new) in zip(run.before["shown"], after["shown"]):
         print(f"\n{'-' * 40}\n{prompt}\n--- before\n{old}\n--- after\n{new}")
     print(f"\n{time.time() - began:.0f} s. Curves: python plot.py {config.out}")
@@ -381,13 +333,6 @@ def main(argv=None):
 def brief(m):
     return "  ".join(f"{name} {m[name]:.3f}" for name in m if "@" in name and not name.endswith("_ci")) \
         + f"  length {m['length']:.1f}  reflection {m['reflection']:.3f}"
-
-
-def commit():
-    try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

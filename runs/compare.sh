@@ -36,5 +36,5 @@ for seed in 0 1 2; do
 done | xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' one
 
 # 3. The table and the figure of the README.
-python runs/compare.py "$OUT"
+python bench/compare.py "$OUT"
 python plot.py "$OUT"/*-?/ --out "$OUT/curves.png"

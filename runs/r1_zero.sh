@@ -21,4 +21,4 @@ python train.py --kl_coef 0 --out "$out/kl_off-0" | tee "$out/kl_off-0.txt"
 python plot.py "$out"/*-0/ --out "$out/ablations.png"
 
 # 3. One table of all of them.
-for size in 4 5 6; do python runs/table.py "$out" "$size numbers"; done
+for size in 4 5 6; do python bench/table.py "$out" "$size numbers"; done

@@ -249,7 +249,7 @@ def test_first_pass_is_reinforce(tiny, minibatches):
     by_hand.backward()
     want = torch.cat([p.grad.flatten() for p in model.parameters()])
     assert torch.allclose(got, want, rtol=1e-4, atol=1e-7) and want.norm() > 1e-3
-    assert metrics["clip_low"] + metrics["clip_high"] == 0 and metrics["gap"] / lengths.sum() < 1e-5
+    assert metrics["clip_low"] + metrics["clip_high"] == 0 and metrics["drift"] / lengths.sum() < 1e-5
     assert abs(loss.item()) < 0.2                                # the value says nothing: advantages sum to 0
 
 

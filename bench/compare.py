@@ -1,6 +1,6 @@
 """The runs of runs/compare.sh as one Markdown table, each cell the mean over the seeds (lowest-highest).
 
-    python runs/compare.py results/compare
+    python bench/compare.py results/compare
 
 Every run is judged at its last evaluation within the same number of sampled responses (dapo samples more a step than the
 others); steps and seconds to 80% are those of the first evaluation with pass@1 of at least 0.8. ± is the half width of
