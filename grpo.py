@@ -1,4 +1,4 @@
-"""Group Relative Policy Optimization, on one page.
+"""Group Relative Policy Optimization, on one page. Read it beside ppo.py: same names, same order.
 
 For a problem q the old policy writes G responses o_1..o_G, which earn the rewards r_1..r_G. GRPO maximises
 
@@ -13,11 +13,11 @@ and eq. 2 of R1; (5) is eq. 3 there and, but for point 1 below, eq. 1 of R1. No 
 
 Differs from the paper:
  1. The ratio is per token and each response is averaged over its tokens, as in DeepSeekMath. R1 prints one ratio for a
-    whole response. With one update per rollout, the default here, both ratios are 1; the clip terms' gradients then
-    differ by 1/|o_i|.
+    whole response: `--variant r1`. variants.py has the others.
  2. std is the population's, without an epsilon. Where all rewards are equal, by max == min, A is exactly 0.
  3. The clip is 0.2 to either side (R1 used 10 in its first RL stage, which for token ratios means none).
- 4. One optimizer step a rollout (R1 splits one rollout over 16), so that every gradient is on-policy.
+ 4. A rollout is split over 4 optimizer steps (R1: 16). With `--minibatches 1` the ratio is exactly 1 and nothing is
+    ever clipped.
  5. A reward that could not be determined (NaN) is left out of the group's statistics and its response gets A = 0.
 """
 import copy

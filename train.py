@@ -101,10 +101,11 @@ def explore(run, step):
                                                              drawn.lengths.tolist()))]                           # 8
         groups = [judged[i:i + G] for i in range(0, len(judged), G)]
         signal = [group for group in groups if len({row["reward"] for row in group}) > 1]
-        rows += sum(signal if config.resample > 1 and (signal or rows) else groups, [])
+        rows += sum(signal if config.resample > 1 else groups, [])
         sampled += len(judged)
         if len(rows) == config.problems * G:
             break
+    rows = rows or judged             # no signal in any of them
     rollout = Rollout.pack([row["prompt"] for row in rows[::G]], [row["ids"] for row in rows], G, device)
     rollout.old_logprobs = torch.zeros(rollout.response_mask.shape, device=device).masked_scatter(
         rollout.response_mask, torch.cat([row["logprobs"] for row in rows]))
@@ -147,7 +148,7 @@ def update(run, rollout, step):
             if not math.isfinite(sum(norm)):
                 raise SystemExit(f"step {step + 1}: the gradient norm is {sum(norm)}; stopped before the optimizer step")
             if not norms:             # nothing has moved yet: what differs is the sampler from the trainer
-                gap = totals["drift"] / max(1, totals["tokens"])
+                gap = totals["drift"] / totals["tokens"] if totals["tokens"] else math.nan
             norms.append(norm[0])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -241,8 +242,8 @@ def setup(argv):
     step, before, ends = 0, None, (0, 0, 0)
     if state:
         try:
-            for name, weights in state["nets"].items():
-                getattr(nets, name).load_state_dict(weights)
+            for name, net in vars(nets).items():
+                net and net.load_state_dict(state["nets"][name])
             optimizer.load_state_dict(state["optimizer"])
             step, before, ends = state["step"], state["before"], state["ends"]
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:

@@ -44,7 +44,9 @@ def weights(folder):
     return torch.cat([p.flatten() for p in GPT.load(f"{folder}/model").parameters()])
 
 
-@pytest.mark.parametrize("more", [[], ["--minibatches", "2", "--kl_coef", "0"], ["--ref_every", "3", "--kl_coef", "0.1"]])
+@pytest.mark.parametrize("more", [
+    [], ["--minibatches", "2", "--kl_coef", "0"], ["--minibatches", "1", "--ref_every", "3", "--kl_coef", "0.1"],
+    ["--algo", "ppo", "--critic_warmup", "1", "--lam", "0.9"], ["--variant", "dapo", "--epochs", "2"]], ids=" ".join)
 def test_resume_is_exact(tmp_path, more):
     """4 steps in one go = 2 steps, stop, 2 more: weights, metrics and samples, to the last bit."""
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
@@ -114,6 +116,79 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     assert len(metrics(tmp_path)) == steps + 1
 
 
+# --- PPO and the variants in the loop ----------------------------------------------------------------------------------
+
+def critic_of(folder):
+    return torch.load(f"{folder}/state.pt", weights_only=True)["nets"]["critic"]
+
+
+def test_critic_warmup_leaves_the_policy_alone(tmp_path):
+    """To the last bit, while the critic learns; the step after that moves it."""
+    base = torch.cat([p.flatten() for p in GPT.load("data/base").parameters()])
+    train.main([*SMALL, "--algo", "ppo", "--critic_warmup", "2", "--out", str(tmp_path), "--steps", "1"])
+    first = critic_of(tmp_path)
+    train.main(["--out", str(tmp_path), "--resume", "--steps", "2"])
+    assert torch.equal(weights(tmp_path), base) and not torch.equal(first["value_head.weight"], critic_of(tmp_path)["value_head.weight"])
+    assert not torch.equal(first["layers.0.mlp.up_proj.weight"], critic_of(tmp_path)["layers.0.mlp.up_proj.weight"])
+    train.main(["--out", str(tmp_path), "--resume", "--steps", "3"])
+    assert not torch.equal(weights(tmp_path), base)
+
+
+def test_the_critic_has_its_own_learning_rate(tmp_path):
+    train.main([*SMALL, "--algo", "ppo", "--lr", "0", "--critic_lr", "0.01", "--out", str(tmp_path), "--steps", "1"])
+    assert torch.equal(weights(tmp_path), torch.cat([p.flatten() for p in GPT.load("data/base").parameters()]))
+    assert not critic_of(tmp_path)["value_head.bias"].eq(0).all()
+
+
+def test_explained_variance(tmp_path):
+    """0 for the critic of the first step, which says 0 everywhere, and a fixed policy's rewards become foreseeable."""
+    flags = "--algo ppo --problems 8 --critic_warmup 99 --warmup 1 --critic_lr 3e-3 --epochs 2 --steps 6 --eval_sets 1 --eval_problems 2 --eval_k 2".split()
+    train.main([*flags, "--out", str(tmp_path)])
+    found = [float(row["explained_variance"]) for row in metrics(tmp_path)]
+    assert found[0] == 0 and all(x <= 1 for x in found) and max(found[1:]) > 0.02, found
+    assert 0 < float(metrics(tmp_path)[-1]["value_clip"]) < 1
+
+
+def test_dynamic_sampling_trades_groups_without_a_signal(monkeypatch):
+    """Only groups whose rewards differ are kept; new problems fill their place until the cap; then it trains on what there is."""
+    tokenizer, policy = Tokenizer.load("data/base"), GPT.load("data/base")
+    problems, right = [{"prompt": f"User: say {i}\nAssistant:", "answer": str(i)} for i in range(40)], {}
+    monkeypatch.setattr(train.rewards, "accuracy", lambda p, text: right[p["answer"]].pop())
+    def explore(useful, resample, step=0, B=4):
+        right.update({str(i): [1.0, 0.0] if i in useful else [1.0, 1.0] for i in range(40)})
+        config = train.Config(problems=B, resample=resample, max_new_tokens=8, format_weight=0)
+        run = train.SimpleNamespace(config=config, hp=train.grpo.Config(group_size=2), train=problems, tokenizer=tokenizer,
+                                    nets=train.SimpleNamespace(policy=policy), precision=torch.autocast("cpu", enabled=False))
+        return train.explore(run, step)
+    order = [int(p["answer"]) for step in range(3) for p in train.problems_of(step, problems, train.Config(problems=4))]
+    rollout, rows, sampled = explore({order[1], order[4], order[5]}, 3)
+    said = [tokenizer.decode(row["prompt"]) for row in rows[::2]]
+    assert said == [f"User: say {order[i]}\nAssistant:" for i in (1, 4, 5)] and sampled == 8 + 6 + 2        # 4, then 3, then 1 problem
+    assert len(rollout.rewards) == 6 and rollout.rewards.tolist() == [0, 1] * 3 and rollout.group.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (rollout.old_logprobs < 0).eq(rollout.response_mask).all()
+    assert [ids[:n] for ids, n in zip(rollout.response_ids.tolist(), rollout.lengths.tolist())] == [row["ids"] for row in rows]
+    _, rows, sampled = explore(set(order), 3)
+    assert (len(rows), sampled) == (8, 8)                         # the first sampling was enough
+    rollout, rows, sampled = explore(set(), 3)
+    assert (len(rows), sampled) == (8, 24) and train.grpo.advantages(rollout, train.grpo.Config(group_size=2)).eq(0).all()
+    assert len(explore(set(), 1)[1]) == 8                         # off, nothing is left out
+
+
+def test_overlong_responses_lose_reward(monkeypatch):
+    """DAPO's soft punishment with a limit of 20 and a margin of 5: none up to 15 tokens, a fifth for each token from there."""
+    tokenizer, config = Tokenizer.load("data/base"), train.Config(max_new_tokens=20, overlong=5, format_weight=0)
+    monkeypatch.setattr(train.rewards, "accuracy", lambda *_: 1.0)
+    rewards = [train.judge({}, [40] * n, tokenizer, config)["reward"] for n in (1, 15, 16, 18, 20)]
+    assert rewards == pytest.approx([1, 1, 0.8, 0.4, 0])
+    assert train.judge({}, [40] * 20, tokenizer, train.Config(max_new_tokens=20, format_weight=0))["reward"] == 1
+
+
+def test_presets_reach_the_run(tmp_path):
+    train.main([*SMALL, "--variant", "dapo", "--out", str(tmp_path), "--steps", "1"])
+    flags = json.load(open(tmp_path / "config.json"))["flags"]
+    assert (flags["clip_high"], flags["resample"], flags["overlong"], flags["kl_coef"], flags["aggregate"]) == (0.28, 3, 32, 0.0, "token")
+
+
 # --- bad input: one line, status 2, no traceback ----------------------------------------------------------------------
 
 def refused(capsys, main, argv, *words):
@@ -137,6 +212,14 @@ def refused(capsys, main, argv, *words):
     (["--temperature", 0], ["temperature 0", "above 0"]),
     (["--kl", "k9"], ["k9", "k3"]),
     (["--dtype", "float8"], ["float8", "bfloat16"]),
+    (["--gamma", 0.9], ["--gamma", "--algo ppo", "this run is --algo grpo"]),
+    (["--algo", "grpo", "--critic_lr", 1], ["--critic_lr", "--algo ppo"]),
+    (["--algo", "ppo", "--scale", "none"], ["--scale", "--algo grpo", "this run is --algo ppo"]),
+    (["--algo", "ppo", "--variant", "dapo"], ["--variant", "--algo grpo"]),
+    (["--variant", "dapo", "--clip_high", 0.2], ["--clip_high 0.2", "--variant dapo", "0.28"]),
+    (["--variant", "gspo", "--ratio", "token"], ["--ratio token", "--variant gspo", "sequence"]),
+    (["--variant", "dpo"], ["dpo", "dr_grpo"]),
+    (["--trust", "me"], ["--trust me", "clip, cap"]),
     (["--init", "nowhere"], ["nowhere", "config.json"]),
     (["--max_new_tokens", 600], ["context of 512"]),
     (["--task", "missing.jsonl"], ["missing.jsonl"]),
