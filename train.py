@@ -194,19 +194,15 @@ def flags_of(argv):
     if given.get("resume"):
         if not os.path.exists(f"{out}/state.pt"):
             raise ValueError(f"{out} holds no state.pt to resume from")
-        try:
-            with open(f"{out}/config.json") as f:
-                saved = json.load(f)
-            if saved["threads"] != torch.get_num_threads():
-                print(f"resumed with {torch.get_num_threads()} threads, not {saved['threads']}: rounding will differ")
-            saved = dict(saved["flags"])
-            fill(Config, saved)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{out}/config.json is damaged: {error}") from None
+        state = load(f"{out}/state.pt")
+        if not {"flags", "threads", "step", "nets", "optimizer", "before", "ends"} <= state.keys():
+            raise ValueError(f"{out}/state.pt is not a checkpoint of this program")
+        if state["threads"] != torch.get_num_threads():
+            print(f"resumed with {torch.get_num_threads()} threads, not {state['threads']}: rounding will differ")
         for name, value in given.items():
-            if name not in HARMLESS and saved.get(name) != value:
-                raise ValueError(f"--{name} {value}: the run in {out} was started with {saved.get(name)}")
-        flags, state = saved | given, load(f"{out}/state.pt")
+            if name not in HARMLESS and state["flags"].get(name) != value:
+                raise ValueError(f"--{name} {value}: the run in {out} was started with {state['flags'].get(name)}")
+        flags = state["flags"] | given
     elif os.path.exists(f"{out}/state.pt"):
         raise ValueError(f"{out} holds a run already: go on with --resume, or name another folder with --out")
     algo = flags.get("algo", Config.algo)
@@ -239,17 +235,16 @@ def setup(argv):
     optimizer = torch.optim.AdamW([
         {"params": list(net.parameters()), "peak": getattr(hp, f"{name}_lr", config.lr)}
         for name, net in vars(nets).items() if net is not None and name != "ref"], betas=(0.9, 0.95), weight_decay=0.0)
-    step, before, ends = 0, None, (0, 0, 0)
-    if state:
+    state = state or {"step": 0, "before": None, "ends": (0, 0, 0)}
+    if state["step"]:
         try:
             for name, net in vars(nets).items():
                 net and net.load_state_dict(state["nets"][name])
             optimizer.load_state_dict(state["optimizer"])
-            step, before, ends = state["step"], state["before"], state["ends"]
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{config.out}/state.pt is not of this run: {str(error).splitlines()[0]}") from None
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{out}/state.pt does not fit {config.init}: {str(error).splitlines()[0]}") from None
     os.makedirs(config.out, exist_ok=True)
-    logs = [Log(f"{config.out}/{f}", end) for f, end in zip(("metrics.csv", "eval.csv", "samples.txt"), ends)]
+    logs = [Log(f"{config.out}/{f}", end) for f, end in zip(("metrics.csv", "eval.csv", "samples.txt"), state["ends"])]
     with open(f"{config.out}/config.json.tmp", "w") as f:
         json.dump({"flags": asdict(config) | asdict(hp), "python": platform.python_version(),
                    "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit()}, f, indent=1)
@@ -257,12 +252,14 @@ def setup(argv):
     precision = torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16")
     sets = dict(list(sets.items())[:config.eval_sets or None])
     return SimpleNamespace(config=config, algo=algo, hp=hp, nets=nets, optimizer=optimizer, tokenizer=tokenizer, train=train,
-                           sets=sets, logs=logs, precision=precision, step=step, before=before)
+                           sets=sets, logs=logs, precision=precision, step=state["step"], before=state["before"])
 
 
 def checkpoint(run, step):
+    """All that `setup` needs to go on after `step`, and the policy as a checkpoint folder."""
     save(f"{run.config.out}/state.pt", {
-        "step": step, "nets": {name: net.state_dict() for name, net in vars(run.nets).items() if net is not None},
+        "flags": asdict(run.config) | asdict(run.hp), "threads": torch.get_num_threads(), "step": step,
+        "nets": {name: net.state_dict() for name, net in vars(run.nets).items() if net is not None},
         "optimizer": run.optimizer.state_dict(), "before": run.before, "ends": [log.file.tell() for log in run.logs]})
     run.nets.policy.save(f"{run.config.out}/model")
     run.tokenizer.save(f"{run.config.out}/model")

@@ -3,6 +3,7 @@ input with one line."""
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -181,6 +182,21 @@ def test_overlong_responses_lose_reward(monkeypatch):
     rewards = [train.judge({}, [40] * n, tokenizer, config)["reward"] for n in (1, 15, 16, 18, 20)]
     assert rewards == pytest.approx([1, 1, 0.8, 0.4, 0])
     assert train.judge({}, [40] * 20, tokenizer, train.Config(max_new_tokens=20, format_weight=0))["reward"] == 1
+
+
+def test_the_readmes_algorithm_of_20_lines(tmp_path, monkeypatch):
+    """The block of "Add an algorithm in 20 lines", as it stands there."""
+    block, = re.findall(r"```python\n(# maxrl.py\n.*?)```", open("README.md").read(), re.S)
+    assert len(block.splitlines()) <= 20
+    (tmp_path / "maxrl.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    import maxrl
+    monkeypatch.setitem(train.ALGORITHMS, "maxrl", maxrl)
+    train.main([*SMALL, "--algo", "maxrl", "--kl_coef", "0.01", "--out", str(tmp_path / "out"), "--steps", "1"])
+    assert float(metrics(tmp_path / "out")[0]["grad_norm"]) > 0
+    rollout = train.Rollout.pack([[1], [2]], [[3], [4, 5], [6], [7]], 2)
+    rollout.rewards = torch.tensor([1.0, 3.0, 0.0, 0.0])
+    assert maxrl.advantages(rollout, maxrl.Config(group_size=2)).tolist() == [[-.5, 0], [.5, .5], [0, 0], [0, 0]]
 
 
 def test_presets_reach_the_run(tmp_path):
