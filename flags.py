@@ -24,8 +24,10 @@ def parse(argv, doc, *configs):
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     seen = set()                  # a flag that two dataclasses share is described once
     for config in configs:
+        shared = ", ".join(f"--{f.name}" for f in fields(config) if f.name in seen)
         comments = dict(re.findall(r"^ +(\w+):.*?# *(.*)$", inspect.getsource(config), re.M))
-        group = parser.add_argument_group(f"{config.__module__}.{config.__name__}".replace("__main__.", ""))
+        group = parser.add_argument_group(f"{config.__module__}.{config.__name__}".replace("__main__.", ""),
+                                           shared and f"of those above also {shared}; and")
         for f in fields(config):
             if f.name in seen:
                 continue
@@ -44,6 +46,9 @@ def fill(config, values):
 
 def check(config, at_least_1=(), at_least_2=(), **choices):
     """ValueError that names the flag when a field is too small, or is none of the choices given for it."""
+    for name, value in vars(config).items():
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"--{name} {value}: 0 or more is needed")
     for name in (*at_least_1, *at_least_2):
         if getattr(config, name) < 1 + (name in at_least_2):
             raise ValueError(f"--{name} {getattr(config, name)}: at least {1 + (name in at_least_2)} is needed")

@@ -16,8 +16,8 @@ Differs from the paper:
     whole response: `--variant r1`. variants.py has the others.
  2. std is the population's, without an epsilon. Where all rewards are equal, by max == min, A is exactly 0.
  3. The clip is 0.2 to either side (R1 used 10 in its first RL stage, which for token ratios means none).
- 4. A rollout is split over 4 optimizer steps (R1: 16). With `--minibatches 1` the ratio is exactly 1 and nothing is
-    ever clipped.
+ 4. A rollout is split over 4 optimizer steps (R1: 16). With `--minibatches 1` (and 1 epoch) the ratio is exactly 1 and
+    nothing is ever clipped.
  5. A reward that could not be determined (NaN) is left out of the group's statistics and its response gets A = 0.
 """
 import copy
@@ -34,12 +34,12 @@ from variants import CHOICES, kl_estimate, level
 @dataclass
 class Config:
     group_size: int = 16          # G, responses per problem
-    variant: str = ""             # a published choice of the flags below, by name: see variants.py
+    variant: str = ""             # grpo, r1, dr_grpo, dapo, gspo, cispo, rloo or reinforce: sets flags (variants.py)
     baseline: str = "group"       # subtracted from a reward: group (its mean), others (the mean of the others), none
-    scale: str = "group"          # advantages are divided by: group (their rms there: its std), batch (rms over all), none
+    scale: str = "group"          # advantages are divided by their rms over the: group (its std), batch; or none
     ratio: str = "token"          # pi / pi_old of: token, sequence (GSPO: geometric mean over the response), product
     trust: str = "clip"           # a ratio is: clip (clipped as below), cap (CISPO: a weight of log pi, up to --cap)
-    cap: float = 5.0              # of --trust cap: the largest weight itself, not 1 + cap; inf: none
+    cap: float = 5.0              # of --trust cap: the largest weight itself, not 1 + cap; above e^20 it is no cap
     clip_low: float = 0.2         # the ratio is clipped below 1 - clip_low
     clip_high: float = 0.2        # and above 1 + clip_high
     kl_coef: float = 0.001        # weight of the KL penalty to the reference; 0: no reference network at all
@@ -69,7 +69,8 @@ def score(nets, rollout, hp):
 def group_advantages(rewards, group_size, scale="group", baseline="group"):
     """rewards (N,), the G of a group adjacent -> advantages (N,).
 
-    (1, 0, 0, 1) -> (1, -1, -1, 1).  A group of equal rewards -> exactly 0. A NaN reward takes no part and gets 0."""
+    (1, 0, 0, 1) -> (1, -1, -1, 1).  A group of equal rewards -> exactly 0, if there is a baseline.
+    A NaN reward takes no part and gets 0."""
     if group_size < 2 or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards do not make groups of {group_size} (at least 2)")
     r = rewards.view(-1, group_size)                                                                            # (B, G)
@@ -90,10 +91,11 @@ def group_advantages(rewards, group_size, scale="group", baseline="group"):
 
 def advantages(rollout, hp):
     """One advantage a response, the same at each of its tokens: (N, T)."""
-    rewards = rollout.rewards
-    if hp.kl == "reward" and rollout.ref_logprobs is not None:
-        rewards = rewards - hp.kl_coef * (rollout.old_logprobs - rollout.ref_logprobs).sum(1)
-    return group_advantages(rewards, hp.group_size, hp.scale, hp.baseline)[:, None] * rollout.response_mask
+    A = group_advantages(rollout.rewards, hp.group_size, hp.scale, hp.baseline)
+    if hp.kl == "reward" and rollout.ref_logprobs is not None:       # 0 * reward: NaN stays NaN
+        price = hp.kl_coef * (rollout.old_logprobs - rollout.ref_logprobs).sum(1) + 0 * rollout.rewards
+        A = A - group_advantages(price, hp.group_size, "none", hp.baseline)
+    return A[:, None] * rollout.response_mask
 
 
 def weights(mask, hp):

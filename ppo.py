@@ -1,25 +1,27 @@
 """Proximal Policy Optimization with a critic, on one page. Read it beside grpo.py: same names, same order.
 
-The policy writes a response o_1..o_T to a problem q, which earns R. PPO pays token by token, and a critic V, as large as
-the policy, learns what is still to come. PPO maximises J and minimises V's loss L:
+The policy writes a response o_1..o_T to a problem q, which earns R. PPO pays token by token, and a critic V, as large
+as the policy, learns what is still to come. PPO maximises J and minimises V's loss L:
 
-    r_t     = -kl_coef (log pi_old(o_t) - log pi_ref(o_t))  + R  if t = T      KL estimator "k1", in the reward       (1)
-    delta_t = r_t + gamma V_t+1 - V_t                       V_T+1 = 0: a response ends, also where it was cut         (2)
-    A_t     = delta_t + gamma lam A_t+1                     then normalised over the batch                            (3)
-    ratio   = pi(o_t | q, o_<t) / pi_old(o_t | q, o_<t)                                                               (4)
-    clip_t  = min( ratio A_t, clip(ratio, 1 - clip_low, 1 + clip_high) A_t )                                          (5)
-    J       = mean over responses of 1/T sum_t clip_t                                                                 (6)
-    L       = same mean of 1/2 max( (V - target)^2, (V_old + clip(V - V_old, +-value_clip) - target)^2 )              (7)
+    r_t     = -kl_coef (log pi_old(o_t) - log pi_ref(o_t))  + R  if t = T      KL estimator "k1", in the reward      (1)
+    delta_t = r_t + gamma V_t+1 - V_t                       V_T+1 = 0: a response ends, also where it was cut        (2)
+    A_t     = delta_t + gamma lam A_t+1                     then normalised over the batch                           (3)
+    ratio   = pi(o_t | q, o_<t) / pi_old(o_t | q, o_<t)                                                              (4)
+    clip_t  = min( ratio A_t, clip(ratio, 1 - clip_low, 1 + clip_high) A_t )                                         (5)
+    J       = mean over responses of 1/T sum_t clip_t                                                                (6)
+    L       = same mean of 1/2 max( (V - target)^2, (V_old + clip(V - V_old, +-value_clip) - target)^2 )             (7)
 
-target_t = A_t + V_t before normalising. With gamma = lam = 1 it is R less what the KL still costs, and A_t = target - V_t.
-(1) is eq. 2 of DeepSeekMath (arXiv 2402.03300); (2), (3) are eq. 12, 11 of PPO (arXiv 1707.06347), whose lambda comes from
+target_t = A_t + V_t before normalising: with gamma = lam = 1, R less what the KL still costs.
+(1) is eq. 2 of DeepSeekMath (arXiv 2402.03300); (2), (3) are eq. 12, 11 of PPO (arXiv 1707.06347), whose lambda is from
 generalized advantage estimation (arXiv 1506.02438); (5) is eq. 7 of PPO; (7) is in its authors' code, not in the paper.
 
 Differs from common practice:
  1. lam is 1, not 0.95: the reward comes at the end, and at 0.95 it counts .006 a hundred tokens earlier. DeepSeek-R1
     (arXiv 2501.12948, supplement) found 0.95 considerably worse. results/compare holds ours.
  2. The critic is a network of its own, with its own learning rate: nothing of (7) reaches the policy.
- 3. The mean (6) is GRPO's, so that the two differ in nothing but the advantage and the place of the KL.
+ 3. The mean (6) is that of DeepSeekMath's eq. 1 and GRPO's, so that the two differ in nothing but the advantage and the
+    place of the KL.
+ 4. Every reward must be known: a NaN one, which GRPO leaves out, ends the run with a message.
 """
 import copy
 from dataclasses import dataclass
@@ -28,10 +30,9 @@ from types import SimpleNamespace
 import torch
 
 from flags import check
-from grpo import weights      # noqa: F401  the same
+from grpo import CHOICES, kl_estimate, weights      # noqa: F401  the same
 from logprobs import response_logprobs, response_states
 from model import Critic
-from variants import CHOICES, kl_estimate
 
 
 @dataclass
@@ -122,4 +123,4 @@ def loss(nets, batch, hp):
     metrics |= dict(entropy=entropy.detach().sum(), drift=(logprobs.detach() - batch.old_logprobs).abs().sum())
     values = nets.critic.value(response_states(nets.critic, batch))
     metrics["value_clip"] = (batch.response_mask & ((values - batch.values).abs() > hp.value_clip)).sum()
-    return value_loss(values, batch.values, batch.returns, batch.weights, hp) - (J * batch.weights).sum(), metrics  # (6)
+    return value_loss(values, batch.values, batch.returns, batch.weights, hp) - (J * batch.weights).sum(), metrics # (6)

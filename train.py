@@ -35,8 +35,10 @@ from variants import PRESETS
 ALGORITHMS = {"grpo": grpo, "ppo": ppo}
 LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f", kl=".4f",
             entropy=".4f", zero_groups=".2f", explained_variance=".3f", tokens_per_second=".0f", seconds=".2f")
+SHORT = dict(tokens_per_second="tokens/s", explained_variance="expl_var")
 METRICS = ("kl", "entropy", "clip_low", "clip_high", "drift")                     # of every algorithm's loss
-MEANS = ("reward", "accuracy", "format", "length", "reflection", "truncated")    # over the responses of a step
+MEANS = ("reward", "accuracy", "format", "length", "reflection", "truncated")    # over the responses trained on
+STATE = {"flags", "threads", "step", "nets", "optimizer", "before", "ends"}      # of a checkpoint
 HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
 
 
@@ -53,8 +55,8 @@ class Config:
     max_new_tokens: int = 160     # longest response in training
     temperature: float = 1.0      # of the sampler, and of every log-prob computed on what it sampled
     format_weight: float = 0.1    # reward = accuracy + format_weight * format
-    overlong: int = 0             # DAPO: over the last so many tokens before max_new_tokens the reward falls by 1
-    resample: int = 1             # DAPO: groups without a signal make way for new ones, in at most so many samplings
+    overlong: float = 0.0         # DAPO: over the last part of max_new_tokens, of this size, the reward falls by 1
+    resample: int = 1             # DAPO: groups with equal rewards make way for new ones, in at most so many samplings
     lr: float = 5e-4              # AdamW's learning rate, constant after the warm-up
     warmup: int = 5               # steps of linear warm-up
     clip_norm: float = 1.0        # gradient norm limit
@@ -71,8 +73,8 @@ class Config:
     def __post_init__(self):
         check(self, ("problems", "max_new_tokens", "warmup", "tokens", "eval_every", "eval_problems", "eval_k",
                      "eval_max_new_tokens", "save_every", "resample"), algo=ALGORITHMS)
-        if not self.temperature > 0:
-            raise ValueError(f"--temperature {self.temperature}: training samples, so it must be above 0")
+        if not self.temperature > 0 or self.overlong > 1:
+            raise ValueError(f"--temperature {self.temperature} must be above 0, --overlong {self.overlong} at most 1")
 
 
 def problems_of(step, train, config):
@@ -88,7 +90,7 @@ def problems_of(step, train, config):
 
 
 def explore(run, step):
-    """Samples and judges the responses of a step -> Rollout with rewards; what is known of each row; responses sampled."""
+    """Samples and judges the responses of a step -> Rollout with rewards, facts about each row, responses sampled."""
     config, G, device, rows, sampled = run.config, run.hp.group_size, run.config.device, [], 0
     for attempt in range(step * config.resample, (step + 1) * config.resample):
         problems = problems_of(attempt, run.train, config)[:config.problems - len(rows) // G]                    # 5
@@ -96,9 +98,10 @@ def explore(run, step):
         with run.precision:
             drawn = sample(run.nets.policy, prompts, G, config.max_new_tokens, config.temperature,
                            run.tokenizer.eos_id, seed=config.seed * 1_000_003 + attempt)         # 7   o_1..o_G ~ pi_old
-        judged = [judge(problems[i // G], ids[:n], run.tokenizer, config) | {"prompt": prompts[i // G], "logprobs": logprobs[:n]}
-                  for i, (ids, logprobs, n) in enumerate(zip(drawn.response_ids.tolist(), drawn.old_logprobs,
-                                                             drawn.lengths.tolist()))]                           # 8
+        columns = zip(drawn.response_ids.tolist(), drawn.old_logprobs, drawn.lengths.tolist())
+        judged = [judge(problems[i // G], ids[:n], run.tokenizer, config)
+                  | {"prompt": prompts[i // G], "logprobs": logprobs[:n]}
+                  for i, (ids, logprobs, n) in enumerate(columns)]                                               # 8
         groups = [judged[i:i + G] for i in range(0, len(judged), G)]
         signal = [group for group in groups if len({row["reward"] for row in group}) > 1]
         rows += sum(signal if config.resample > 1 else groups, [])
@@ -118,9 +121,11 @@ def judge(problem, ids, tokenizer, config):
     """A response, as ids with the end token -> its reward and what it is made of."""
     text = tokenizer.decode(ids)
     accuracy, form = rewards.accuracy(problem, text), rewards.format(text)
-    late = max(0, len(ids) + config.overlong - config.max_new_tokens) / max(1, config.overlong)
-    return dict(ids=ids, text=text, length=len(ids), truncated=ids[-1] != tokenizer.eos_id, accuracy=accuracy, format=form,
-                reflection=rewards.reflections(text) > 0, reward=accuracy + config.format_weight * form - late)
+    margin = config.overlong * config.max_new_tokens
+    late = max(0.0, len(ids) + margin - config.max_new_tokens) / margin if margin else 0.0
+    return dict(ids=ids, text=text, length=len(ids), truncated=ids[-1] != tokenizer.eos_id,
+                accuracy=accuracy, format=form, reflection=rewards.reflections(text) > 0,
+                reward=accuracy + config.format_weight * form - late)
 
 
 def update(run, rollout, step):
@@ -146,7 +151,7 @@ def update(run, rollout, step):
             norm = [float(torch.nn.utils.clip_grad_norm_(group["params"], config.clip_norm))
                     for group in optimizer.param_groups]
             if not math.isfinite(sum(norm)):
-                raise SystemExit(f"step {step + 1}: the gradient norm is {sum(norm)}; stopped before the optimizer step")
+                raise SystemExit(f"step {step + 1}: the gradient norm is {sum(norm)}; no optimizer step was taken")
             if not norms:             # nothing has moved yet: what differs is the sampler from the trainer
                 gap = totals["drift"] / totals["tokens"] if totals["tokens"] else math.nan
             norms.append(norm[0])
@@ -154,6 +159,8 @@ def update(run, rollout, step):
             optimizer.zero_grad(set_to_none=True)
     tokens, loss = totals.pop("tokens"), totals.pop("loss")
     means = {name: total / tokens if tokens else math.nan for name, total in totals.items()}
+    if rollout.ref_logprobs is None:
+        means["kl"] = math.nan
     if rollout.values is not None:
         returns, values = (x[rollout.response_mask] for x in (rollout.returns, rollout.values))
         means["explained_variance"] = float(1 - (returns - values).var() / returns.var())
@@ -177,12 +184,21 @@ def train_step(run, step):
     seconds, grouped = time.time() - clock, rollout.rewards.view(-1, hp.group_size)
     row = {"step": step + 1} | {name: sum(float(r[name]) for r in rows) / len(rows) for name in MEANS}
     right = torch.tensor([r["accuracy"] for r in rows]).view(-1, hp.group_size).amin(1)
-    row |= {"zero_groups": float((grouped.amax(1) == grouped.amin(1)).float().mean()), "all_right": float(right.mean()), **metrics,
-            "responses": sampled, "tokens_per_second": float(rollout.lengths.sum()) / seconds,
+    equal = (grouped.amax(1) == grouped.amin(1)).float()
+    row |= {"zero_groups": float(equal.mean()), "all_right": float(right.mean()), **metrics, "responses": sampled,
+            "tokens_per_second": float(rollout.lengths.sum()) / seconds,
             "sample_seconds": sample_seconds, "seconds": seconds}
     shown = "".join(f"--- reward {r['reward']:.2f}  advantage {A:+.2f}\n{r['text']}\n"
                     for r, A in zip(rows[:hp.group_size], rollout.advantages[:, 0].tolist()))
     return row, f"=== step {step + 1}\n{run.tokenizer.decode(rows[0]['prompt'])}\n{shown}"
+
+
+def refuse_foreign(flags, algo):
+    """ValueError when one of `flags` is of another algorithm than `algo`."""
+    for name in flags:
+        owners = [a for a, module in ALGORITHMS.items() if name in (f.name for f in fields(module.Config))]
+        if owners and algo not in owners:
+            raise ValueError(f"--{name} belongs to --algo {' or '.join(owners)}, and this run is --algo {algo}")
 
 
 def flags_of(argv):
@@ -195,24 +211,21 @@ def flags_of(argv):
         if not os.path.exists(f"{out}/state.pt"):
             raise ValueError(f"{out} holds no state.pt to resume from")
         state = load(f"{out}/state.pt")
-        if not {"flags", "threads", "step", "nets", "optimizer", "before", "ends"} <= state.keys():
+        if not isinstance(state, dict) or not STATE <= state.keys():
             raise ValueError(f"{out}/state.pt is not a checkpoint of this program")
         if state["threads"] != torch.get_num_threads():
             print(f"resumed with {torch.get_num_threads()} threads, not {state['threads']}: rounding will differ")
+        refuse_foreign(given, state["flags"]["algo"])
         for name, value in given.items():
             if name not in HARMLESS and state["flags"].get(name) != value:
                 raise ValueError(f"--{name} {value}: the run in {out} was started with {state['flags'].get(name)}")
         flags = state["flags"] | given
     elif os.path.exists(f"{out}/state.pt"):
         raise ValueError(f"{out} holds a run already: go on with --resume, or name another folder with --out")
-    algo = flags.get("algo", Config.algo)
-    for name in flags:
-        owners = [a for a, module in ALGORITHMS.items() if name in (f.name for f in fields(module.Config))]
-        if owners and algo not in owners:
-            raise ValueError(f"--{name} belongs to --algo {' or '.join(owners)}, and this run is --algo {algo}")
+    refuse_foreign(flags, flags.get("algo", Config.algo))
     for name, value in PRESETS.get(flags.get("variant"), {}).items():
         if flags.setdefault(name, value) != value:
-            raise ValueError(f"--{name} {flags[name]} contradicts --variant {flags['variant']}, which is {name} {value}")
+            raise ValueError(f"--{name} {flags[name]} contradicts --variant {flags['variant']}: {name} {value}")
     return flags, out, state
 
 
@@ -251,8 +264,9 @@ def setup(argv):
     os.replace(f"{config.out}/config.json.tmp", f"{config.out}/config.json")
     precision = torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16")
     sets = dict(list(sets.items())[:config.eval_sets or None])
-    return SimpleNamespace(config=config, algo=algo, hp=hp, nets=nets, optimizer=optimizer, tokenizer=tokenizer, train=train,
-                           sets=sets, logs=logs, precision=precision, step=state["step"], before=state["before"])
+    return SimpleNamespace(config=config, algo=algo, hp=hp, nets=nets, optimizer=optimizer, tokenizer=tokenizer,
+                           train=train, sets=sets, logs=logs, precision=precision,
+                           step=state["step"], before=state["before"])
 
 
 def checkpoint(run, step):
@@ -290,7 +304,7 @@ def main(argv=None):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
     print(f"{config.algo} on {config.task}: {sum(p.numel() for p in policy.parameters()):,} parameters, "
-          f"{len(run.train)} training problems, {config.problems} x {run.hp.group_size} responses a step, folder {config.out}")
+          f"{len(run.train)} training problems, {config.problems} x {run.hp.group_size} responses a step, {config.out}")
     if run.before is None:
         run.before = held_out(run, 0, [main_set], policy)
         print(f"held-out {main_set} before RL: " + brief(run.before["metrics"][main_set]))
@@ -301,7 +315,7 @@ def main(argv=None):
         row, group = train_step(run, step)
         line = {name: spec for name, spec in LINE.items() if name in row}
         if step % 20 == 0:
-            print(" ".join(f"{name.replace('_per_second', '/s').replace('explained_variance', 'expl_var'):>11}" for name in line))
+            print(" ".join(f"{SHORT.get(name, name):>11}" for name in line))
         print(" ".join(f"{row[name]:11{spec}}" for name, spec in line.items()), flush=True)
         metrics_csv.row(row)
         if step % 10 == 0:

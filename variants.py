@@ -11,26 +11,28 @@ For one response with T tokens, advantage A, r_t = pi / pi_old, and sg() for "no
     dapo       as grpo                  as grpo, clipped above at 1.28            sum / all tokens     arXiv 2503.14476
     gspo       as grpo                  as grpo with r = (prod_t r_t)^(1/T)       (one number)         arXiv 2507.18071
     cispo      as grpo                  sg(min(r_t, cap)) A log pi_t              sum / all tokens     arXiv 2506.13585
-    rloo       A = R - mean of others   A log pi_t, KL (k1) in the reward         sum / constant       arXiv 2402.14740
-    reinforce  A = R                    A log pi_t                                sum / constant       Williams 1992
+    rloo       A = R - mean of others   sg(r_t) A log pi_t, KL (k1) in the reward sum / constant       arXiv 2402.14740
+    reinforce  A = R                    sg(r_t) A log pi_t                        sum / constant       Williams 1992
 
 grpo and r1 keep the KL penalty (k3), the others have none unless it says so. dapo also samples again for groups without
-a signal (at most 3 times) and lowers the reward of responses in the last fifth before the limit.
+a signal (at most 3 times) and lowers the reward of responses in the last fifth before the limit. With one optimizer
+step a rollout r_t is 1. What a preset does not name (clip 0.2 of grpo and dr_grpo, say) is free.
 """
 import torch
 
-CHOICES = dict(baseline=("group", "others", "none"), scale=("group", "batch", "none"), ratio=("token", "sequence", "product"),
-               trust=("clip", "cap"), aggregate=("sequence", "token", "constant"), kl=("k1", "k2", "k3", "rk3", "reward"))
+CHOICES = dict(baseline=("group", "others", "none"), scale=("group", "batch", "none"),
+               ratio=("token", "sequence", "product"), trust=("clip", "cap"),
+               aggregate=("sequence", "token", "constant"), kl=("k1", "k2", "k3", "rk3", "reward"))
 PRESETS = {name: dict(zip(CHOICES, axes.split())) | more for name, axes, more in [
     # name        baseline scale ratio  trust aggregate
     ("grpo",      "group  group token    clip sequence", dict(kl="k3")),
     ("r1",        "group  group product  clip sequence", dict(kl="k3", clip_low=10.0, clip_high=10.0)),
     ("dr_grpo",   "group  none  token    clip constant", dict(kl_coef=0.0)),
-    ("dapo",      "group  group token    clip token", dict(kl_coef=0.0, clip_high=0.28, resample=3, overlong=32)),
+    ("dapo",      "group  group token    clip token", dict(kl_coef=0.0, clip_high=0.28, resample=3, overlong=0.2)),
     ("gspo",      "group  group sequence clip sequence", dict(kl_coef=0.0, clip_low=3e-4, clip_high=4e-4)),
     ("cispo",     "group  group token    cap  token", dict(kl_coef=0.0, cap=5.0)),
-    ("rloo",      "others none  token    cap  constant", dict(kl="reward", cap=torch.inf)),
-    ("reinforce", "none   none  token    cap  constant", dict(kl_coef=0.0, cap=torch.inf))]}
+    ("rloo",      "others none  token    cap  constant", dict(kl="reward", cap=1e9)),
+    ("reinforce", "none   none  token    cap  constant", dict(kl_coef=0.0, cap=1e9))]}
 CHOICES["variant"] = ("", *PRESETS)
 
 
@@ -43,7 +45,7 @@ def kl_estimate(d, kind="k3", ratio=1.0):
         return d if kind == "k1" else d.square() / 2
     if kind == "reward":                           # it has been taken off the reward
         return torch.zeros_like(d)
-    k3 = (-d).clamp(max=20).exp() + d - 1                                                                       # (4)
+    k3 = (-d).clamp(max=20).exp() + d.clamp(min=-20) - 1                                                           # (4)
     return ratio * k3 if kind == "rk3" else k3
 
 

@@ -181,22 +181,22 @@ def step_gradient(algo, nets, rollout, hp, tokens=10 ** 9):
             if net is not None and name != "ref"}, metrics
 
 
-@pytest.mark.parametrize("minibatches", [1, 4])
+@pytest.mark.parametrize("minibatches, epochs", [(1, 1), (4, 1), (1, 2)])
 @pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
-def test_ppo_with_grpos_advantages_is_grpo(tiny, aggregate, minibatches):
+def test_ppo_with_grpos_advantages_is_grpo(tiny, aggregate, minibatches, epochs):
     """Fed GRPO's advantages, without KL, with a policy that has moved since it sampled: the same gradient, to the bit."""
     model = tiny().double()
     rollout, nets = scored(model, ppo.Config(kl_coef=0))
     rollout.advantages = grpo.advantages(rollout, grpo.Config(group_size=4))
     rollout.returns = rollout.values                                                            # no value loss
     rollout.old_logprobs = rollout.old_logprobs + 0.2 * torch.randn(rollout.old_logprobs.shape, generator=torch.Generator().manual_seed(5))
-    common = dict(aggregate=aggregate, minibatches=minibatches, kl_coef=0)
+    common = dict(aggregate=aggregate, minibatches=minibatches, epochs=epochs, kl_coef=0)
     of_ppo, ppo_metrics = step_gradient(ppo, nets, rollout, ppo.Config(**common))
     of_grpo, grpo_metrics = step_gradient(grpo, grpo.networks(model, grpo.Config(**common)), rollout, grpo.Config(**common))
     assert torch.equal(of_ppo["policy"], of_grpo["policy"]) and of_grpo["policy"].norm() > 1e-3
     assert of_ppo["critic"].abs().max() < 1e-9                                                  # it says what it said
     assert {k: ppo_metrics[k] for k in grpo_metrics} == grpo_metrics
-    assert (grpo_metrics["clip_low"] + grpo_metrics["clip_high"] > 0) == (minibatches > 1)
+    assert (grpo_metrics["clip_low"] + grpo_metrics["clip_high"] > 0) == (minibatches * epochs > 1)
 
 
 def test_the_critics_loss_does_not_reach_the_policy(tiny):
@@ -278,6 +278,14 @@ def test_values_see_only_what_came_before(tiny):
 
 
 # --- the pair -------------------------------------------------------------------------------------------------------
+
+def test_the_kl_metric_is_k3(tiny):
+    """0.5 and -1 nats above the reference: e^-0.5 + 0.5 - 1 and e^1 - 1 - 1, in both."""
+    logp, mask = torch.tensor([[-1.0, -2.0, -7.0]]), torch.tensor([[True, True, False]])
+    for algo in (grpo, ppo):
+        _, metrics = algo.objective(logp, logp, mask * 1.0, mask, algo.Config(), torch.tensor([[-1.5, -1.0, torch.nan]]))
+        assert metrics["kl"].item() == pytest.approx(0.1065307 + 0.7182818, abs=1e-5)
+
 
 def test_both_pages_have_the_same_names_in_the_same_order():
     pair = "Config networks score advantages weights objective loss".split()

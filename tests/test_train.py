@@ -150,6 +150,69 @@ def test_explained_variance(tmp_path):
     assert 0 < float(metrics(tmp_path)[-1]["value_clip"]) < 1
 
 
+def a_run(tiny, algo, rollout_seed=0, **flags):
+    """A run on a tiny float64 model with plain gradient descent, and a scored rollout of it."""
+    hp = algo.Config(**dict(group_size=4, kl_coef=0.0, minibatches=1) | flags)
+    nets = algo.networks(tiny().double(), hp)
+    trained = [net for name, net in vars(nets).items() if net is not None and name != "ref"]
+    run = train.SimpleNamespace(algo=algo, hp=hp, nets=nets, config=train.Config(), precision=torch.autocast("cpu", enabled=False),
+                                optimizer=torch.optim.SGD([{"params": list(net.parameters())} for net in trained], lr=0.1))
+    rollout = train.sample(nets.policy, [[5, 6, 7], [8, 9, 10, 11, 12], [13]], 4, 9, eos_id=1, seed=3)
+    rollout.rewards = torch.rand(12, generator=torch.Generator().manual_seed(rollout_seed)).double()
+    algo.score(nets, rollout, hp)
+    rollout.advantages = algo.advantages(rollout, hp)
+    return run, rollout
+
+
+def parameters(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("algo", [train.grpo, train.ppo], ids=["grpo", "ppo"])
+@pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
+def test_a_step_does_not_depend_on_its_micro_batches(tiny, algo, aggregate):
+    after = []
+    for tokens in (10 ** 9, 30, 1):
+        run, rollout = a_run(tiny, algo, aggregate=aggregate, minibatches=2)
+        before = parameters(run.nets.policy)
+        run.config.tokens = tokens
+        metrics = train.update(run, rollout, 0)
+        after.append((parameters(run.nets.policy), torch.tensor([metrics[n] for n in ("loss", "grad_norm", "entropy", "drift")])))
+    assert (after[0][0] - before).norm() > 1e-3
+    for other in after[1:]:
+        assert (other[0] - after[0][0]).abs().max() < 1e-9 and torch.allclose(other[1], after[0][1], atol=1e-5)
+
+
+def test_the_critic_trains_where_no_advantage_is_and_is_clipped_by_itself(tiny):
+    run, rollout = a_run(tiny, train.ppo)
+    before = parameters(run.nets.policy), parameters(run.nets.critic)
+    rollout.advantages = torch.zeros_like(rollout.advantages)
+    train.update(run, rollout, 0)
+    assert torch.equal(parameters(run.nets.policy), before[0]) and not torch.equal(parameters(run.nets.critic), before[1])
+    moved = []
+    for scale in (1, 1000):                                       # however wrong the critic, the policy's step is its own
+        run, rollout = a_run(tiny, train.ppo)
+        rollout.returns = rollout.returns * scale
+        train.update(run, rollout, 0)
+        moved.append(parameters(run.nets.policy))
+    assert torch.equal(*moved)
+
+
+def test_the_rollout_carries_the_temperature(tmp_path):
+    """Sampled at 0.7 and trained at 0.7: at the first step sampler and trainer agree."""
+    train.main([*SMALL, "--temperature", "0.7", "--out", str(tmp_path), "--steps", "1"])
+    assert float(metrics(tmp_path)[0]["gap"]) < 1e-5
+
+
+def test_the_reference_follows_and_the_learning_rate_warms_up(tmp_path):
+    base = GPT.load("data/base").state_dict()
+    for every, moved in (("2", True), ("0", False)):
+        train.main([*SMALL, "--ref_every", every, "--warmup", "8", "--out", str(tmp_path / every), "--steps", "3", "--save_every", "2"])
+        state = torch.load(tmp_path / every / "state.pt", weights_only=True)
+        assert any(not torch.equal(base[name], p) for name, p in state["nets"]["ref"].items()) == moved
+        assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(5e-4 * 3 / 8)
+
+
 def test_dynamic_sampling_trades_groups_without_a_signal(monkeypatch):
     """Only groups whose rewards differ are kept; new problems fill their place until the cap; then it trains on what there is."""
     tokenizer, policy = Tokenizer.load("data/base"), GPT.load("data/base")
@@ -177,7 +240,7 @@ def test_dynamic_sampling_trades_groups_without_a_signal(monkeypatch):
 
 def test_overlong_responses_lose_reward(monkeypatch):
     """DAPO's soft punishment with a limit of 20 and a margin of 5: none up to 15 tokens, a fifth for each token from there."""
-    tokenizer, config = Tokenizer.load("data/base"), train.Config(max_new_tokens=20, overlong=5, format_weight=0)
+    tokenizer, config = Tokenizer.load("data/base"), train.Config(max_new_tokens=20, overlong=0.25, format_weight=0)
     monkeypatch.setattr(train.rewards, "accuracy", lambda *_: 1.0)
     rewards = [train.judge({}, [40] * n, tokenizer, config)["reward"] for n in (1, 15, 16, 18, 20)]
     assert rewards == pytest.approx([1, 1, 0.8, 0.4, 0])
@@ -202,7 +265,7 @@ def test_the_readmes_algorithm_of_20_lines(tmp_path, monkeypatch):
 def test_presets_reach_the_run(tmp_path):
     train.main([*SMALL, "--variant", "dapo", "--out", str(tmp_path), "--steps", "1"])
     flags = json.load(open(tmp_path / "config.json"))["flags"]
-    assert (flags["clip_high"], flags["resample"], flags["overlong"], flags["kl_coef"], flags["aggregate"]) == (0.28, 3, 32, 0.0, "token")
+    assert (flags["clip_high"], flags["resample"], flags["overlong"], flags["kl_coef"], flags["aggregate"]) == (0.28, 3, 0.2, 0.0, "token")
 
 
 # --- bad input: one line, status 2, no traceback ----------------------------------------------------------------------
@@ -236,6 +299,11 @@ def refused(capsys, main, argv, *words):
     (["--variant", "gspo", "--ratio", "token"], ["--ratio token", "--variant gspo", "sequence"]),
     (["--variant", "dpo"], ["dpo", "dr_grpo"]),
     (["--trust", "me"], ["--trust me", "clip, cap"]),
+    (["--cap", -1], ["--cap -1", "0 or more"]),
+    (["--eval_sets", -4], ["--eval_sets -4", "0 or more"]),
+    (["--kl_coef", "nan"], ["--kl_coef nan", "0 or more"]),
+    (["--overlong", 32], ["--overlong 32", "at most 1"]),
+    (["--algo", "ppo", "--group_size", 0], ["--group_size 0", "at least 1"]),
     (["--init", "nowhere"], ["nowhere", "config.json"]),
     (["--max_new_tokens", 600], ["context of 512"]),
     (["--task", "missing.jsonl"], ["missing.jsonl"]),
@@ -256,6 +324,8 @@ def test_a_run_is_not_overwritten(capsys, tmp_path):
 
 def test_resume_with_other_flags_is_refused(capsys, tmp_path):
     train.main([*SMALL, "--out", str(tmp_path), "--steps", "1"])
+    capsys.readouterr()
+    refused(capsys, train.main, ["--out", tmp_path, "--resume", "--gamma", 0.9], "--gamma", "--algo ppo")
     for flag, new, old in (("--group_size", 8, 4), ("--lr", 0.1, 0.0005), ("--seed", 7, 0), ("--kl", "k2", "k3")):
         capsys.readouterr()
         refused(capsys, train.main, ["--out", tmp_path, "--resume", flag, new], flag, new, old)
@@ -269,7 +339,7 @@ def test_a_step_without_any_signal(tmp_path, monkeypatch):
     assert [(r["zero_groups"], r["grad_norm"], r["gap"]) for r in metrics(tmp_path)] == [("1", "0", "nan")] * 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "pickle", "pickle in a zip", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "pickle", "pickle in a zip", "other", "list"])
 def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
     train.main([*SMALL, "--out", str(tmp_path), "--steps", "1"])
     capsys.readouterr()
@@ -282,6 +352,8 @@ def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
         torch.save({"policy": train.Config}, path)
     elif damage == "other":
         torch.save({"step": 3}, path)
+    elif damage == "list":
+        torch.save([3], path)
     else:
         path.write_bytes({"cut": data[:len(data) // 2], "flip": data, "empty": b"", "pickle":
                           b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."}[damage])

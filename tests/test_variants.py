@@ -11,7 +11,7 @@ B, G, T = 3, 4, 7
 
 
 def setting(on_policy=False):
-    """logprobs, old, ref (N, T), rewards (N,), mask, lengths; ratios from 0.4 to 2.6, NaN outside the mask."""
+    """logprobs, old, ref (N, T), rewards (N,), mask, lengths; ratios from 0.1 to 7, NaN outside the mask."""
     g = torch.Generator().manual_seed(4)
     lengths = torch.tensor([7, 1, 4, 6, 2, 5, 3, 7, 6, 4, 1, 5])
     mask = torch.arange(T) < lengths[:, None]
@@ -115,7 +115,27 @@ def test_rloo_is_dr_grpo_times_g_over_g_minus_1():
     assert grpo.group_advantages(torch.full((8,), 0.1), 8, "none", "others").eq(0).all()
 
 
+def test_kl_in_the_reward_has_a_baseline_but_no_scale():
+    """A group of equal rewards learns from its KL alone, at the size of the KL: differences of rounding stay that small."""
+    class rollout:
+        rewards, response_mask = torch.tensor([0., 0., 1., torch.nan]), torch.ones(4, 2, dtype=torch.bool)
+        old_logprobs, ref_logprobs = torch.tensor([[-1., -1.], [-1., -3.], [-1., -1.], [-1., -9.]]), -torch.ones(4, 2)
+    A = grpo.advantages(rollout, grpo.Config(group_size=2, kl="reward", kl_coef=0.1))
+    assert torch.allclose(A, torch.tensor([[-0.1], [0.1], [0.0], [0.0]]).expand(4, 2))        # KL 0 and -2, mean -1
+    rollout.ref_logprobs = rollout.old_logprobs + 1e-6
+    assert grpo.advantages(rollout, grpo.Config(group_size=2, kl="reward", kl_coef=0.1)).abs().max() < 1e-6
+
+
+def test_batch_scale_is_the_rms_over_all_known():
+    nan = float("nan")
+    A = grpo.group_advantages(torch.tensor([1., 0., 0., 0., 2., 6., nan, nan]), 2, "batch")
+    want = torch.tensor([.5, -.5, 0, 0, -2, 2, 0, 0]) / ((2 * .25 + 0 + 2 * 4) / 6) ** 0.5
+    assert torch.allclose(A, want)
+
+
 def test_no_baseline_pays_equal_rewards_too():
+    for scale in ("none", "group", "batch"):
+        assert grpo.group_advantages(torch.zeros(4), 4, scale, "none").eq(0).all()
     assert grpo.group_advantages(torch.tensor([1., 1., 0., float("nan")]), 4, "none", "none").tolist() == [1, 1, 0, 0]
 
 
@@ -163,6 +183,8 @@ def test_process_supervision_of_one_step_is_outcome_supervision():
     outcome = grpo.group_advantages(rewards, G)[:, None] * mask
     assert torch.allclose(process_advantages(steps, G), outcome, atol=1e-12)
     assert process_advantages(steps, G)[8:].eq(0).all()           # the last group's rewards are all equal
+    equal = torch.full((7, 1), 0.7)
+    assert equal.T.nanmean(1) != equal[0] and process_advantages(equal, 7).eq(0).all()       # by max == min, not by a std that rounds to 0
 
 
 def test_every_preset_is_a_whole_choice():
