@@ -1,6 +1,5 @@
 """What a run leaves on disk while it runs, so that it can be stopped at any moment and go on exactly."""
 import csv
-import io
 import os
 import pickle
 import subprocess
@@ -20,12 +19,11 @@ class Log:
         self.file.seek(keep)
 
     def row(self, values):
-        out = io.StringIO()
-        writer = csv.DictWriter(out, values)
+        writer = csv.DictWriter(self.file, values)
         if self.file.tell() == 0:
             writer.writeheader()
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
-        self.text(out.getvalue())
+        self.file.flush()
 
     def text(self, text):
         self.file.write(text)

@@ -22,11 +22,10 @@ import torch
 
 import grpo
 import ppo
-import rewards
 from checkpoint import Log, commit, load, save
 from data import load_task
 from data.tokenizer import Tokenizer
-from evaluate import check_room, evaluate, table
+from evaluate import check_room, evaluate, judge, table
 from flags import check, fill, one_line_errors, parse
 from model import GPT
 from sampler import Rollout, sample
@@ -37,7 +36,7 @@ LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", 
             entropy=".4f", zero_groups=".2f", explained_variance=".3f", tokens_per_second=".0f", seconds=".2f")
 SHORT = dict(tokens_per_second="tokens/s", explained_variance="expl_var")
 METRICS = ("kl", "entropy", "clip_low", "clip_high", "drift")                     # of every algorithm's loss
-MEANS = ("reward", "accuracy", "format", "length", "reflection", "truncated")    # over the responses trained on
+MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "truncated")   # over the responses trained on
 STATE = {"flags", "threads", "step", "nets", "optimizer", "before", "ends"}      # of a checkpoint
 HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
 
@@ -99,9 +98,10 @@ def explore(run, step):
             drawn = sample(run.nets.policy, prompts, G, config.max_new_tokens, config.temperature,
                            run.tokenizer.eos_id, seed=config.seed * 1_000_003 + attempt)         # 7   o_1..o_G ~ pi_old
         columns = zip(drawn.response_ids.tolist(), drawn.old_logprobs, drawn.lengths.tolist())
-        judged = [judge(problems[i // G], ids[:n], run.tokenizer, config)
-                  | {"prompt": prompts[i // G], "logprobs": logprobs[:n]}
-                  for i, (ids, logprobs, n) in enumerate(columns)]                                               # 8
+        judged = [judge(problems[i // G], ids[:n], run.tokenizer) | {"prompt": prompts[i // G], "logprobs": logprobs[:n]}
+                  for i, (ids, logprobs, n) in enumerate(columns)]
+        for row in judged:
+            row["reward"] = reward(row, config)                                                  # 8   r_1..r_G
         groups = [judged[i:i + G] for i in range(0, len(judged), G)]
         signal = [group for group in groups if len({row["reward"] for row in group}) > 1]
         rows += sum(signal if config.resample > 1 else groups, [])
@@ -112,20 +112,16 @@ def explore(run, step):
     rollout = Rollout.pack([row["prompt"] for row in rows[::G]], [row["ids"] for row in rows], G, device)
     rollout.old_logprobs = torch.zeros(rollout.response_mask.shape, device=device).masked_scatter(
         rollout.response_mask, torch.cat([row["logprobs"] for row in rows]))
-    rollout.rewards = torch.tensor([row["reward"] for row in rows], device=device)               # r_1..r_G
+    rollout.rewards = torch.tensor([row["reward"] for row in rows], device=device)
     rollout.temperature = config.temperature
     return rollout, rows, sampled
 
 
-def judge(problem, ids, tokenizer, config):
-    """A response, as ids with the end token -> its reward and what it is made of."""
-    text = tokenizer.decode(ids)
-    accuracy, form = rewards.accuracy(problem, text), rewards.format(text)
+def reward(row, config):
+    """The reward of a judged response: right, well formed, and with `--overlong` not too near to the limit."""
     margin = config.overlong * config.max_new_tokens
-    late = max(0.0, len(ids) + margin - config.max_new_tokens) / margin if margin else 0.0
-    return dict(ids=ids, text=text, length=len(ids), truncated=ids[-1] != tokenizer.eos_id,
-                accuracy=accuracy, format=form, reflection=rewards.reflections(text) > 0,
-                reward=accuracy + config.format_weight * form - late)
+    late = max(0.0, row["length"] + margin - config.max_new_tokens) / margin if margin else 0.0
+    return row["accuracy"] + config.format_weight * row["format"] - late
 
 
 def update(run, rollout, step):
@@ -182,7 +178,7 @@ def train_step(run, step):
         group["lr"] = group["peak"] * min(1.0, (step + 1) / config.warmup)
     metrics = update(run, rollout, step)                                                         # 10, 11
     seconds, grouped = time.time() - clock, rollout.rewards.view(-1, hp.group_size)
-    row = {"step": step + 1} | {name: sum(float(r[name]) for r in rows) / len(rows) for name in MEANS}
+    row = {"step": step + 1} | {name: sum(r[name] for r in rows) / len(rows) for name in MEANS}
     right = torch.tensor([r["accuracy"] for r in rows]).view(-1, hp.group_size).amin(1)
     equal = (grouped.amax(1) == grouped.amin(1)).float()
     row |= {"zero_groups": float(equal.mean()), "all_right": float(right.mean()), **metrics, "responses": sampled,
@@ -284,9 +280,9 @@ def held_out(run, step, names, model):
     found, shown = {}, []
     for name in names:
         problems = run.sets[name][:run.config.eval_problems]
-        found[name], texts = evaluate(model, run.tokenizer, problems, run.config.eval_k, run.config.eval_max_new_tokens)
+        found[name], groups = evaluate(model, run.tokenizer, problems, run.config.eval_k, run.config.eval_max_new_tokens)
         run.logs[1].row({"step": step, "set": name} | found[name])
-        shown = shown or [[p["prompt"], group[0]] for p, group in zip(problems[:3], texts)]
+        shown = shown or [[p["prompt"], group[0]["text"]] for p, group in zip(problems[:3], groups)]
     return {"metrics": found, "shown": shown}
 
 

@@ -217,7 +217,7 @@ def test_dynamic_sampling_trades_groups_without_a_signal(monkeypatch):
     """Only groups whose rewards differ are kept; new problems fill their place until the cap; then it trains on what there is."""
     tokenizer, policy = Tokenizer.load("data/base"), GPT.load("data/base")
     problems, right = [{"prompt": f"User: say {i}\nAssistant:", "answer": str(i)} for i in range(40)], {}
-    monkeypatch.setattr(train.rewards, "accuracy", lambda p, text: right[p["answer"]].pop())
+    monkeypatch.setattr(evaluate.rewards, "accuracy", lambda p, text: right[p["answer"]].pop())
     def explore(useful, resample, step=0, B=4):
         right.update({str(i): [1.0, 0.0] if i in useful else [1.0, 1.0] for i in range(40)})
         config = train.Config(problems=B, resample=resample, max_new_tokens=8, format_weight=0)
@@ -238,13 +238,12 @@ def test_dynamic_sampling_trades_groups_without_a_signal(monkeypatch):
     assert len(explore(set(), 1)[1]) == 8                         # off, nothing is left out
 
 
-def test_overlong_responses_lose_reward(monkeypatch):
+def test_overlong_responses_lose_reward():
     """DAPO's soft punishment with a limit of 20 and a margin of 5: none up to 15 tokens, a fifth for each token from there."""
-    tokenizer, config = Tokenizer.load("data/base"), train.Config(max_new_tokens=20, overlong=0.25, format_weight=0)
-    monkeypatch.setattr(train.rewards, "accuracy", lambda *_: 1.0)
-    rewards = [train.judge({}, [40] * n, tokenizer, config)["reward"] for n in (1, 15, 16, 18, 20)]
-    assert rewards == pytest.approx([1, 1, 0.8, 0.4, 0])
-    assert train.judge({}, [40] * 20, tokenizer, train.Config(max_new_tokens=20, format_weight=0))["reward"] == 1
+    row = lambda n: dict(accuracy=1.0, format=1.0, length=n)
+    config = train.Config(max_new_tokens=20, overlong=0.25, format_weight=0)
+    assert [train.reward(row(n), config) for n in (1, 15, 16, 18, 20)] == pytest.approx([1, 1, 0.8, 0.4, 0])
+    assert train.reward(row(20), train.Config(max_new_tokens=20, format_weight=0.5)) == 1.5
 
 
 def test_the_readmes_algorithm_of_20_lines(tmp_path, monkeypatch):
@@ -333,7 +332,7 @@ def test_resume_with_other_flags_is_refused(capsys, tmp_path):
 
 def test_a_step_without_any_signal(tmp_path, monkeypatch):
     """All rewards equal and no KL: nothing is run, no weight moves, the row has all its columns."""
-    monkeypatch.setattr(train.rewards, "accuracy", lambda *_: 0.0)
+    monkeypatch.setattr(evaluate.rewards, "accuracy", lambda *_: 0.0)
     train.main([*SMALL, "--out", str(tmp_path), "--steps", "2", "--kl_coef", "0", "--format_weight", "0"])
     assert torch.equal(weights(tmp_path), torch.cat([p.flatten() for p in GPT.load("data/base").parameters()]))
     assert [(r["zero_groups"], r["grad_norm"], r["gap"]) for r in metrics(tmp_path)] == [("1", "0", "nan")] * 2
@@ -461,8 +460,9 @@ def test_sft_learns_and_keeps_the_format(tmp_path):
     sft.main(["--data", str(tmp_path / "pairs.jsonl"), "--init", "data/base", "--out", str(tmp_path / "new"), "--steps", "60",
               "--batch", "8", "--lr", "1e-3", "--muon_lr", "0.01"])
     model, tokenizer = GPT.load(str(tmp_path / "new")), Tokenizer.load(str(tmp_path / "new"))
-    texts, _, ended = evaluate.responses(model, tokenizer, rows, 1, 8, temperature=0.0, quiet=True)
-    assert sum(t[0] == r["response"] + "<|end|>" for t, r in zip(texts, rows)) >= 7
+    problems = [r | {"kind": "math", "answer": "0"} for r in rows]
+    groups = evaluate.responses(model, tokenizer, problems, 1, 8, temperature=0.0, quiet=True)
+    assert sum(group[0]["text"] == r["response"] + "<|end|>" for group, r in zip(groups, rows)) >= 7
 
 
 def test_save_and_load(tiny, tmp_path):
