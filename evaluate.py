@@ -81,10 +81,11 @@ def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, se
     """k judged responses to each problem: [[dict]]."""
     groups, batch = [], max(1, 512 // k)
     for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False, disable=quiet):
-        prompts = [tokenizer.encode(p["prompt"]) for p in problems[i:i + batch]]
-        out = sample(model, prompts, k, max_new_tokens, temperature, tokenizer.eos_id, seed)
+        part = problems[i:i + batch]
+        out = sample(model, [tokenizer.encode(p["prompt"]) for p in part], k, max_new_tokens, temperature,
+                     tokenizer.eos_id, seed)
         ids = [row[:n] for row, n in zip(out.response_ids.tolist(), out.lengths.tolist())]
-        groups += [[judge(p, row, tokenizer) for row in ids[j * k:(j + 1) * k]] for j, p in enumerate(problems[i:i + batch])]
+        groups += [[judge(p, row, tokenizer) for row in ids[j * k:(j + 1) * k]] for j, p in enumerate(part)]
     return groups
 
 

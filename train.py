@@ -36,7 +36,7 @@ LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", 
             entropy=".4f", zero_groups=".2f", explained_variance=".3f", tokens_per_second=".0f", seconds=".2f")
 SHORT = dict(tokens_per_second="tokens/s", explained_variance="expl_var")
 METRICS = ("kl", "entropy", "clip_low", "clip_high", "drift")                     # of every algorithm's loss
-MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "truncated")   # over the responses trained on
+MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "truncated")    # of responses trained on
 STATE = {"flags", "threads", "step", "nets", "optimizer", "before", "ends"}      # of a checkpoint
 HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
 
@@ -98,7 +98,7 @@ def explore(run, step):
             drawn = sample(run.nets.policy, prompts, G, config.max_new_tokens, config.temperature,
                            run.tokenizer.eos_id, seed=config.seed * 1_000_003 + attempt)         # 7   o_1..o_G ~ pi_old
         columns = zip(drawn.response_ids.tolist(), drawn.old_logprobs, drawn.lengths.tolist())
-        judged = [judge(problems[i // G], ids[:n], run.tokenizer) | {"prompt": prompts[i // G], "logprobs": logprobs[:n]}
+        judged = [judge(problems[i // G], ids[:n], run.tokenizer) | {"prompt": prompts[i // G], "logp": logprobs[:n]}
                   for i, (ids, logprobs, n) in enumerate(columns)]
         for row in judged:
             row["reward"] = reward(row, config)                                                  # 8   r_1..r_G
@@ -111,7 +111,7 @@ def explore(run, step):
     rows = rows or judged             # no signal in any of them
     rollout = Rollout.pack([row["prompt"] for row in rows[::G]], [row["ids"] for row in rows], G, device)
     rollout.old_logprobs = torch.zeros(rollout.response_mask.shape, device=device).masked_scatter(
-        rollout.response_mask, torch.cat([row["logprobs"] for row in rows]))
+        rollout.response_mask, torch.cat([row["logp"] for row in rows]))
     rollout.rewards = torch.tensor([row["reward"] for row in rows], device=device)
     rollout.temperature = config.temperature
     return rollout, rows, sampled
@@ -277,10 +277,10 @@ def checkpoint(run, step):
 
 def held_out(run, step, names, model):
     """Judges `model` on the held-out sets `names` -> their metrics, and some responses to the first set."""
-    found, shown = {}, []
+    config, found, shown = run.config, {}, []
     for name in names:
-        problems = run.sets[name][:run.config.eval_problems]
-        found[name], groups = evaluate(model, run.tokenizer, problems, run.config.eval_k, run.config.eval_max_new_tokens)
+        problems = run.sets[name][:config.eval_problems]
+        found[name], groups = evaluate(model, run.tokenizer, problems, config.eval_k, config.eval_max_new_tokens)
         run.logs[1].row({"step": step, "set": name} | found[name])
         shown = shown or [[p["prompt"], group[0]["text"]] for p, group in zip(problems[:3], groups)]
     return {"metrics": found, "shown": shown}
