@@ -67,50 +67,49 @@ def check_room(task, sets, tokenizer, model, max_new_tokens):
                          f"into the model's context of {model.config.max_seq_len}")
 
 
+def judge(problem, ids, tokenizer):
+    """A response, as ids with the end token -> all that rewards and metrics are made of."""
+    text = tokenizer.decode(ids)
+    return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] != tokenizer.eos_id),
+                accuracy=rewards.accuracy(problem, text), format=rewards.format(text),
+                reflection=float(rewards.reflections(text) > 0), reflections=rewards.reflections(text),
+                english=rewards.language(text, "en"))
+
+
 @torch.no_grad()
 def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, seed=0, quiet=False):
-    """k responses to each problem: [[text]], [[length]], [[whether it ended by itself]]."""
-    texts, lengths, ended = [], [], []
-    batch = max(1, 512 // k)
+    """k judged responses to each problem: [[dict]]."""
+    groups, batch = [], max(1, 512 // k)
     for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False, disable=quiet):
-        prompts = [tokenizer.encode(p["prompt"]) for p in problems[i:i + batch]]
-        out = sample(model, prompts, k, max_new_tokens, temperature, tokenizer.eos_id, seed)
-        L = out.lengths.tolist()
-        rows = [(tokenizer.decode(ids[:n]), n, ids[n - 1] == tokenizer.eos_id)
-                for ids, n in zip(out.response_ids.tolist(), L)]
-        for j in range(0, len(rows), k):
-            for store, column in zip((texts, lengths, ended), zip(*rows[j:j + k])):
-                store.append(list(column))
-    return texts, lengths, ended
+        part = problems[i:i + batch]
+        out = sample(model, [tokenizer.encode(p["prompt"]) for p in part], k, max_new_tokens, temperature,
+                     tokenizer.eos_id, seed)
+        ids = [row[:n] for row, n in zip(out.response_ids.tolist(), out.lengths.tolist())]
+        groups += [[judge(p, row, tokenizer) for row in ids[j * k:(j + 1) * k]] for j, p in enumerate(part)]
+    return groups
 
 
 def evaluate(model, tokenizer, problems, k=16, max_new_tokens=320, temperature=1.0, seed=0, quiet=False):
-    """-> ({metric: value, metric_ci: half width of its 95% interval}, texts [[str]])."""
-    texts, lengths, ended = responses(model, tokenizer, problems, k, max_new_tokens, temperature, seed, quiet)
-    greedy, _, _ = responses(model, tokenizer, problems, 1, max_new_tokens, 0.0, seed, quiet)
-    right = [[rewards.accuracy(p, t) for t in group] for p, group in zip(problems, texts)]
+    """-> ({metric: value, metric_ci: half width of its 95% interval}, judged responses [[dict]])."""
+    groups = responses(model, tokenizer, problems, k, max_new_tokens, temperature, seed, quiet)
+    greedy = responses(model, tokenizer, problems, 1, max_new_tokens, 0.0, seed, quiet)
     vote = []
-    for group, ok in zip(texts, right):
-        answers = [rewards.extract_answer(t) for t in group]
+    for group in groups:
+        answers = [rewards.extract_answer(row["text"]) for row in group]
         winner = majority(answers)
-        vote.append(ok[answers.index(winner)] if winner is not None else 0.0)
-    mean = lambda f: [sum(map(f, group)) / len(group) for group in texts]
+        vote.append(group[answers.index(winner)]["accuracy"] if winner is not None else 0.0)
+    mean = lambda name: [sum(row[name] for row in group) / k for group in groups]
     per_problem = {
-        "pass@1": [sum(ok) / k for ok in right],
-        f"pass@{k}": [pass_at_k(k, int(sum(ok)), k) for ok in right],
+        "pass@1": mean("accuracy"),
+        f"pass@{k}": [pass_at_k(k, sum(row["accuracy"] == 1 for row in group), k) for group in groups],
         f"cons@{k}": vote,
-        "greedy": [rewards.accuracy(p, t[0]) for p, t in zip(problems, greedy)],
-        "length": [sum(n) / k for n in lengths],
-        "reflection": mean(lambda t: rewards.reflections(t) > 0),
-        "reflections": mean(rewards.reflections),
-        "format": mean(rewards.format),
-        "english": mean(lambda t: rewards.language(t, "en")),
-        "truncated": [1 - sum(e) / k for e in ended],
+        "greedy": [group[0]["accuracy"] for group in greedy],
+        **{name: mean(name) for name in ("length", "reflection", "reflections", "format", "english", "truncated")},
     }
     metrics = {}
     for name, values in per_problem.items():
         metrics[name], metrics[name + "_ci"] = mean_interval(values)
-    return metrics, texts
+    return metrics, groups
 
 
 def table(columns):
@@ -135,17 +134,14 @@ def main(argv=None):
     columns, kept = {}, []
     for name, problems in sets.items():
         problems = problems[:config.problems]
-        columns[name], texts = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
-                                        config.temperature, config.seed)
-        judged = [(rewards.reflections(t) > 0, rewards.accuracy(p, t))
-                  for p, group in zip(problems, texts) for t in group]
-        for checked in (True, False):
-            hits = [right for check, right in judged if check == checked]
+        columns[name], groups = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
+                                         config.temperature, config.seed)
+        for checked in (1, 0):
+            hits = [row["accuracy"] for group in groups for row in group if row["reflection"] == checked]
             print(f"{name}, {len(hits)} responses {'with' if checked else 'without'} a self-check: "
                   f"{sum(hits) / max(1, len(hits)):.3f} right")
-        kept += [{"prompt": p["prompt"], "response": text.removesuffix("<|end|>")}
-                 for p, group in zip(problems, texts) for text in dict.fromkeys(group)
-                 if rewards.accuracy(p, text) and rewards.format(text)]
+        kept += [{"prompt": p["prompt"], "response": text.removesuffix("<|end|>")} for p, group in zip(problems, groups)
+                 for text in dict.fromkeys(row["text"] for row in group if row["accuracy"] and row["format"])]
     print(table(columns))
     if config.keep:
         with open(config.keep, "w") as f:

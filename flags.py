@@ -22,10 +22,16 @@ def true_or_false(text):
 def parse(argv, doc, *configs):
     """The flags that were given, as {field: value}. Every field of the dataclasses is a flag, its comment the help."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    seen = set()                  # a flag that two dataclasses share is described once
     for config in configs:
+        shared = ", ".join(f"--{f.name}" for f in fields(config) if f.name in seen)
         comments = dict(re.findall(r"^ +(\w+):.*?# *(.*)$", inspect.getsource(config), re.M))
-        group = parser.add_argument_group(f"{config.__module__}.{config.__name__}".replace("__main__.", ""))
+        group = parser.add_argument_group(f"{config.__module__}.{config.__name__}".replace("__main__.", ""),
+                                           shared and f"of those above also {shared}; and")
         for f in fields(config):
+            if f.name in seen:
+                continue
+            seen.add(f.name)
             default = "required" if f.default is MISSING else f"default: {f.default}"
             more = dict(nargs="?", const=True, type=true_or_false) if f.type is bool else dict(type=f.type)
             group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, required=f.default is MISSING, **more,
@@ -38,11 +44,14 @@ def fill(config, values):
     return config(**{f.name: values[f.name] for f in fields(config) if f.name in values})
 
 
-def check(config, at_least_1=(), **choices):
-    """ValueError that names the flag when a field is below 1, or is none of the choices given for it."""
-    for name in at_least_1:
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} {getattr(config, name)}: at least 1 is needed")
+def check(config, at_least_1=(), at_least_2=(), **choices):
+    """ValueError that names the flag when a field is too small, or is none of the choices given for it."""
+    for name, value in vars(config).items():
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"--{name} {value}: 0 or more is needed")
+    for name in (*at_least_1, *at_least_2):
+        if getattr(config, name) < 1 + (name in at_least_2):
+            raise ValueError(f"--{name} {getattr(config, name)}: at least {1 + (name in at_least_2)} is needed")
     if hasattr(config, "device"):
         choices |= dict(device=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     if hasattr(config, "dtype"):

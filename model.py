@@ -11,7 +11,7 @@ What this file does not do: dropout (a policy must give the same log-probability
 """
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -225,6 +225,23 @@ class GPT(nn.Module):
                 raise ValueError(f"{path}: {name} is {list(tensors[name].shape)}, config.json says {list(p.shape)}")
             p.data.copy_(tensors[name])
         return model
+
+
+class Critic(GPT):
+    """V(state): as large as the policy and starting from its weights, with one number in place of the logits, 0 at
+    first. It shares nothing with the policy."""
+
+    def __init__(self, policy):
+        super().__init__(replace(policy.config, tie_embeddings=True))
+        self.load_state_dict(policy.state_dict(), strict=False)
+        self.value_head = nn.Linear(policy.config.n_embd, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.to(policy.head)
+
+    def value(self, hidden):
+        """hidden (N, S, C), each state from `forward` -> V (N, S), fp32."""
+        return (hidden * self.value_head.weight[0]).sum(-1) + self.value_head.bias
 
 
 PUBLIC_NAMES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",

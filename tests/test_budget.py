@@ -30,6 +30,14 @@ def count():
 def test_budget():
     lines = count()
     assert sum(lines.get(f, 0) for f in CORE) <= 1000 and sum(lines.values()) <= 1600
+    assert lines["grpo.py"] + lines["ppo.py"] <= 150
+
+
+def test_the_readme_quotes_the_count():
+    lines, readme = count(), open(os.path.join(ROOT, "README.md"), encoding="utf-8").read()
+    core, everything = sum(lines.get(f, 0) for f in CORE), sum(lines.values())
+    assert f"counts {core:,} code lines in the core and {everything:,} in all product code" in readme
+    assert f"together the two have {lines['grpo.py'] + lines['ppo.py']} code lines" in readme
 
 
 def test_lines_are_lines():

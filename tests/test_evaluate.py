@@ -1,6 +1,7 @@
 """pass@k by enumerating every draw, majority votes with ties, intervals by hand, and the numbers of a scripted model."""
 import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,7 +47,8 @@ def test_metrics_of_scripted_responses(monkeypatch):
     texts = {"a": [good.format(1), good.format(1), bad, bare], "b": [bad, bad, good.format(2), bare]}
     problems = [{"prompt": "a", "kind": "math", "answer": "1"}, {"prompt": "b", "kind": "math", "answer": "2"}]
     def scripted(model, tokenizer, problems, k, *rest):
-        return [texts[p["prompt"]][:k] for p in problems], [[10] * k] * len(problems), [[True] * k] * len(problems)
+        says = lambda text: SimpleNamespace(eos_id=0, decode=lambda ids: text)
+        return [[evaluate.judge(p, [1] * 9 + [0], says(text)) for text in texts[p["prompt"]][:k]] for p in problems]
     monkeypatch.setattr(evaluate, "responses", scripted)
     metrics, _ = evaluate.evaluate(None, None, problems, k=4)
     assert metrics["pass@1"] == pytest.approx(3 / 8) and metrics["pass@4"] == 1.0

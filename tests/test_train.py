@@ -3,6 +3,7 @@ input with one line."""
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,7 +45,9 @@ def weights(folder):
     return torch.cat([p.flatten() for p in GPT.load(f"{folder}/model").parameters()])
 
 
-@pytest.mark.parametrize("more", [[], ["--minibatches", "2", "--kl_coef", "0"], ["--ref_every", "3", "--kl_coef", "0.1"]])
+@pytest.mark.parametrize("more", [
+    [], ["--minibatches", "2", "--kl_coef", "0"], ["--minibatches", "1", "--ref_every", "3", "--kl_coef", "0.1"],
+    ["--algo", "ppo", "--critic_warmup", "1", "--lam", "0.9"], ["--variant", "dapo", "--epochs", "2"]], ids=" ".join)
 def test_resume_is_exact(tmp_path, more):
     """4 steps in one go = 2 steps, stop, 2 more: weights, metrics and samples, to the last bit."""
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
@@ -114,6 +117,156 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     assert len(metrics(tmp_path)) == steps + 1
 
 
+# --- PPO and the variants in the loop ----------------------------------------------------------------------------------
+
+def critic_of(folder):
+    return torch.load(f"{folder}/state.pt", weights_only=True)["nets"]["critic"]
+
+
+def test_critic_warmup_leaves_the_policy_alone(tmp_path):
+    """To the last bit, while the critic learns; the step after that moves it."""
+    base = torch.cat([p.flatten() for p in GPT.load("data/base").parameters()])
+    train.main([*SMALL, "--algo", "ppo", "--critic_warmup", "2", "--out", str(tmp_path), "--steps", "1"])
+    first = critic_of(tmp_path)
+    train.main(["--out", str(tmp_path), "--resume", "--steps", "2"])
+    assert torch.equal(weights(tmp_path), base) and not torch.equal(first["value_head.weight"], critic_of(tmp_path)["value_head.weight"])
+    assert not torch.equal(first["layers.0.mlp.up_proj.weight"], critic_of(tmp_path)["layers.0.mlp.up_proj.weight"])
+    train.main(["--out", str(tmp_path), "--resume", "--steps", "3"])
+    assert not torch.equal(weights(tmp_path), base)
+
+
+def test_the_critic_has_its_own_learning_rate(tmp_path):
+    train.main([*SMALL, "--algo", "ppo", "--lr", "0", "--critic_lr", "0.01", "--out", str(tmp_path), "--steps", "1"])
+    assert torch.equal(weights(tmp_path), torch.cat([p.flatten() for p in GPT.load("data/base").parameters()]))
+    assert not critic_of(tmp_path)["value_head.bias"].eq(0).all()
+
+
+def test_explained_variance(tmp_path):
+    """0 for the critic of the first step, which says 0 everywhere, and a fixed policy's rewards become foreseeable."""
+    flags = "--algo ppo --problems 8 --critic_warmup 99 --warmup 1 --critic_lr 3e-3 --epochs 2 --steps 6 --eval_sets 1 --eval_problems 2 --eval_k 2".split()
+    train.main([*flags, "--out", str(tmp_path)])
+    found = [float(row["explained_variance"]) for row in metrics(tmp_path)]
+    assert found[0] == 0 and all(x <= 1 for x in found) and max(found[1:]) > 0.02, found
+    assert 0 < float(metrics(tmp_path)[-1]["value_clip"]) < 1
+
+
+def a_run(tiny, algo, rollout_seed=0, **flags):
+    """A run on a tiny float64 model with plain gradient descent, and a scored rollout of it."""
+    hp = algo.Config(**dict(group_size=4, kl_coef=0.0, minibatches=1) | flags)
+    nets = algo.networks(tiny().double(), hp)
+    trained = [net for name, net in vars(nets).items() if net is not None and name != "ref"]
+    run = train.SimpleNamespace(algo=algo, hp=hp, nets=nets, config=train.Config(), precision=torch.autocast("cpu", enabled=False),
+                                optimizer=torch.optim.SGD([{"params": list(net.parameters())} for net in trained], lr=0.1))
+    rollout = train.sample(nets.policy, [[5, 6, 7], [8, 9, 10, 11, 12], [13]], 4, 9, eos_id=1, seed=3)
+    rollout.rewards = torch.rand(12, generator=torch.Generator().manual_seed(rollout_seed)).double()
+    algo.score(nets, rollout, hp)
+    rollout.advantages = algo.advantages(rollout, hp)
+    return run, rollout
+
+
+def parameters(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("algo", [train.grpo, train.ppo], ids=["grpo", "ppo"])
+@pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
+def test_a_step_does_not_depend_on_its_micro_batches(tiny, algo, aggregate):
+    after = []
+    for tokens in (10 ** 9, 30, 1):
+        run, rollout = a_run(tiny, algo, aggregate=aggregate, minibatches=2)
+        before = parameters(run.nets.policy)
+        run.config.tokens = tokens
+        metrics = train.update(run, rollout, 0)
+        after.append((parameters(run.nets.policy), torch.tensor([metrics[n] for n in ("loss", "grad_norm", "entropy", "drift")])))
+    assert (after[0][0] - before).norm() > 1e-3
+    for other in after[1:]:
+        assert (other[0] - after[0][0]).abs().max() < 1e-9 and torch.allclose(other[1], after[0][1], atol=1e-5)
+
+
+def test_the_critic_trains_where_no_advantage_is_and_is_clipped_by_itself(tiny):
+    run, rollout = a_run(tiny, train.ppo)
+    before = parameters(run.nets.policy), parameters(run.nets.critic)
+    rollout.advantages = torch.zeros_like(rollout.advantages)
+    train.update(run, rollout, 0)
+    assert torch.equal(parameters(run.nets.policy), before[0]) and not torch.equal(parameters(run.nets.critic), before[1])
+    moved = []
+    for scale in (1, 1000):                                       # however wrong the critic, the policy's step is its own
+        run, rollout = a_run(tiny, train.ppo)
+        rollout.returns = rollout.returns * scale
+        train.update(run, rollout, 0)
+        moved.append(parameters(run.nets.policy))
+    assert torch.equal(*moved)
+
+
+def test_the_rollout_carries_the_temperature(tmp_path):
+    """Sampled at 0.7 and trained at 0.7: at the first step sampler and trainer agree."""
+    train.main([*SMALL, "--temperature", "0.7", "--out", str(tmp_path), "--steps", "1"])
+    assert float(metrics(tmp_path)[0]["gap"]) < 1e-5
+
+
+def test_the_reference_follows_and_the_learning_rate_warms_up(tmp_path):
+    base = GPT.load("data/base").state_dict()
+    for every, moved in (("2", True), ("0", False)):
+        train.main([*SMALL, "--ref_every", every, "--warmup", "8", "--out", str(tmp_path / every), "--steps", "3", "--save_every", "2"])
+        state = torch.load(tmp_path / every / "state.pt", weights_only=True)
+        assert any(not torch.equal(base[name], p) for name, p in state["nets"]["ref"].items()) == moved
+        assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(5e-4 * 3 / 8)
+
+
+def test_dynamic_sampling_trades_groups_without_a_signal(monkeypatch):
+    """Only groups whose rewards differ are kept; new problems fill their place until the cap; then it trains on what there is."""
+    tokenizer, policy = Tokenizer.load("data/base"), GPT.load("data/base")
+    problems, right = [{"prompt": f"User: say {i}\nAssistant:", "answer": str(i)} for i in range(40)], {}
+    monkeypatch.setattr(evaluate.rewards, "accuracy", lambda p, text: right[p["answer"]].pop())
+    def explore(useful, resample, step=0, B=4):
+        right.update({str(i): [1.0, 0.0] if i in useful else [1.0, 1.0] for i in range(40)})
+        config = train.Config(problems=B, resample=resample, max_new_tokens=8, format_weight=0)
+        run = train.SimpleNamespace(config=config, hp=train.grpo.Config(group_size=2), train=problems, tokenizer=tokenizer,
+                                    nets=train.SimpleNamespace(policy=policy), precision=torch.autocast("cpu", enabled=False))
+        return train.explore(run, step)
+    order = [int(p["answer"]) for step in range(3) for p in train.problems_of(step, problems, train.Config(problems=4))]
+    rollout, rows, sampled = explore({order[1], order[4], order[5]}, 3)
+    said = [tokenizer.decode(row["prompt"]) for row in rows[::2]]
+    assert said == [f"User: say {order[i]}\nAssistant:" for i in (1, 4, 5)] and sampled == 8 + 6 + 2        # 4, then 3, then 1 problem
+    assert len(rollout.rewards) == 6 and rollout.rewards.tolist() == [0, 1] * 3 and rollout.group.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (rollout.old_logprobs < 0).eq(rollout.response_mask).all()
+    assert [ids[:n] for ids, n in zip(rollout.response_ids.tolist(), rollout.lengths.tolist())] == [row["ids"] for row in rows]
+    _, rows, sampled = explore(set(order), 3)
+    assert (len(rows), sampled) == (8, 8)                         # the first sampling was enough
+    rollout, rows, sampled = explore(set(), 3)
+    assert (len(rows), sampled) == (8, 24) and train.grpo.advantages(rollout, train.grpo.Config(group_size=2)).eq(0).all()
+    assert len(explore(set(), 1)[1]) == 8                         # off, nothing is left out
+
+
+def test_overlong_responses_lose_reward():
+    """DAPO's soft punishment with a limit of 20 and a margin of 5: none up to 15 tokens, a fifth for each token from there."""
+    row = lambda n: dict(accuracy=1.0, format=1.0, length=n)
+    config = train.Config(max_new_tokens=20, overlong=0.25, format_weight=0)
+    assert [train.reward(row(n), config) for n in (1, 15, 16, 18, 20)] == pytest.approx([1, 1, 0.8, 0.4, 0])
+    assert train.reward(row(20), train.Config(max_new_tokens=20, format_weight=0.5)) == 1.5
+
+
+def test_the_readmes_algorithm_of_20_lines(tmp_path, monkeypatch):
+    """The block of "Add an algorithm in 20 lines", as it stands there."""
+    block, = re.findall(r"```python\n(# maxrl.py\n.*?)```", open("README.md").read(), re.S)
+    assert len(block.splitlines()) <= 20
+    (tmp_path / "maxrl.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    import maxrl
+    monkeypatch.setitem(train.ALGORITHMS, "maxrl", maxrl)
+    train.main([*SMALL, "--algo", "maxrl", "--kl_coef", "0.01", "--out", str(tmp_path / "out"), "--steps", "1"])
+    assert float(metrics(tmp_path / "out")[0]["grad_norm"]) > 0
+    rollout = train.Rollout.pack([[1], [2]], [[3], [4, 5], [6], [7]], 2)
+    rollout.rewards = torch.tensor([1.0, 3.0, 0.0, 0.0])
+    assert maxrl.advantages(rollout, maxrl.Config(group_size=2)).tolist() == [[-.5, 0], [.5, .5], [0, 0], [0, 0]]
+
+
+def test_presets_reach_the_run(tmp_path):
+    train.main([*SMALL, "--variant", "dapo", "--out", str(tmp_path), "--steps", "1"])
+    flags = json.load(open(tmp_path / "config.json"))["flags"]
+    assert (flags["clip_high"], flags["resample"], flags["overlong"], flags["kl_coef"], flags["aggregate"]) == (0.28, 3, 0.2, 0.0, "token")
+
+
 # --- bad input: one line, status 2, no traceback ----------------------------------------------------------------------
 
 def refused(capsys, main, argv, *words):
@@ -137,6 +290,19 @@ def refused(capsys, main, argv, *words):
     (["--temperature", 0], ["temperature 0", "above 0"]),
     (["--kl", "k9"], ["k9", "k3"]),
     (["--dtype", "float8"], ["float8", "bfloat16"]),
+    (["--gamma", 0.9], ["--gamma", "--algo ppo", "this run is --algo grpo"]),
+    (["--algo", "grpo", "--critic_lr", 1], ["--critic_lr", "--algo ppo"]),
+    (["--algo", "ppo", "--scale", "none"], ["--scale", "--algo grpo", "this run is --algo ppo"]),
+    (["--algo", "ppo", "--variant", "dapo"], ["--variant", "--algo grpo"]),
+    (["--variant", "dapo", "--clip_high", 0.2], ["--clip_high 0.2", "--variant dapo", "0.28"]),
+    (["--variant", "gspo", "--ratio", "token"], ["--ratio token", "--variant gspo", "sequence"]),
+    (["--variant", "dpo"], ["dpo", "dr_grpo"]),
+    (["--trust", "me"], ["--trust me", "clip, cap"]),
+    (["--cap", -1], ["--cap -1", "0 or more"]),
+    (["--eval_sets", -4], ["--eval_sets -4", "0 or more"]),
+    (["--kl_coef", "nan"], ["--kl_coef nan", "0 or more"]),
+    (["--overlong", 32], ["--overlong 32", "at most 1"]),
+    (["--algo", "ppo", "--group_size", 0], ["--group_size 0", "at least 1"]),
     (["--init", "nowhere"], ["nowhere", "config.json"]),
     (["--max_new_tokens", 600], ["context of 512"]),
     (["--task", "missing.jsonl"], ["missing.jsonl"]),
@@ -157,6 +323,8 @@ def test_a_run_is_not_overwritten(capsys, tmp_path):
 
 def test_resume_with_other_flags_is_refused(capsys, tmp_path):
     train.main([*SMALL, "--out", str(tmp_path), "--steps", "1"])
+    capsys.readouterr()
+    refused(capsys, train.main, ["--out", tmp_path, "--resume", "--gamma", 0.9], "--gamma", "--algo ppo")
     for flag, new, old in (("--group_size", 8, 4), ("--lr", 0.1, 0.0005), ("--seed", 7, 0), ("--kl", "k2", "k3")):
         capsys.readouterr()
         refused(capsys, train.main, ["--out", tmp_path, "--resume", flag, new], flag, new, old)
@@ -164,13 +332,13 @@ def test_resume_with_other_flags_is_refused(capsys, tmp_path):
 
 def test_a_step_without_any_signal(tmp_path, monkeypatch):
     """All rewards equal and no KL: nothing is run, no weight moves, the row has all its columns."""
-    monkeypatch.setattr(train.rewards, "accuracy", lambda *_: 0.0)
+    monkeypatch.setattr(evaluate.rewards, "accuracy", lambda *_: 0.0)
     train.main([*SMALL, "--out", str(tmp_path), "--steps", "2", "--kl_coef", "0", "--format_weight", "0"])
     assert torch.equal(weights(tmp_path), torch.cat([p.flatten() for p in GPT.load("data/base").parameters()]))
     assert [(r["zero_groups"], r["grad_norm"], r["gap"]) for r in metrics(tmp_path)] == [("1", "0", "nan")] * 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "pickle", "pickle in a zip", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "pickle", "pickle in a zip", "other", "list"])
 def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
     train.main([*SMALL, "--out", str(tmp_path), "--steps", "1"])
     capsys.readouterr()
@@ -183,6 +351,8 @@ def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
         torch.save({"policy": train.Config}, path)
     elif damage == "other":
         torch.save({"step": 3}, path)
+    elif damage == "list":
+        torch.save([3], path)
     else:
         path.write_bytes({"cut": data[:len(data) // 2], "flip": data, "empty": b"", "pickle":
                           b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."}[damage])
@@ -290,8 +460,9 @@ def test_sft_learns_and_keeps_the_format(tmp_path):
     sft.main(["--data", str(tmp_path / "pairs.jsonl"), "--init", "data/base", "--out", str(tmp_path / "new"), "--steps", "60",
               "--batch", "8", "--lr", "1e-3", "--muon_lr", "0.01"])
     model, tokenizer = GPT.load(str(tmp_path / "new")), Tokenizer.load(str(tmp_path / "new"))
-    texts, _, ended = evaluate.responses(model, tokenizer, rows, 1, 8, temperature=0.0, quiet=True)
-    assert sum(t[0] == r["response"] + "<|end|>" for t, r in zip(texts, rows)) >= 7
+    problems = [r | {"kind": "math", "answer": "0"} for r in rows]
+    groups = evaluate.responses(model, tokenizer, problems, 1, 8, temperature=0.0, quiet=True)
+    assert sum(group[0]["text"] == r["response"] + "<|end|>" for group, r in zip(groups, rows)) >= 7
 
 
 def test_save_and_load(tiny, tmp_path):

@@ -1,7 +1,7 @@
 """Results of several runs as one Markdown table: the base, and each run at its last step, as the mean over its seeds
 (lowest-highest).
 
-    python runs/table.py results/r1_zero [HELD-OUT SET]
+    python bench/table.py results/r1_zero [HELD-OUT SET]
 """
 import csv
 import os

@@ -1,0 +1,60 @@
+"""What a run leaves on disk while it runs, so that it can be stopped at any moment and go on exactly."""
+import csv
+import os
+import pickle
+import subprocess
+import zipfile
+
+import torch
+
+
+class Log:
+    """A file that can be cut back to where a checkpoint saw it; `row` writes CSV."""
+
+    def __init__(self, path, keep=0):
+        if keep and os.path.getsize(path) < keep:
+            raise ValueError(f"{path} is shorter than when the checkpoint was written")
+        self.file = open(path, "r+" if keep else "w", encoding="utf-8", newline="")
+        self.file.truncate(keep)
+        self.file.seek(keep)
+
+    def row(self, values):
+        writer = csv.DictWriter(self.file, values)
+        if self.file.tell() == 0:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
+        self.file.flush()
+
+    def text(self, text):
+        self.file.write(text)
+        self.file.flush()
+
+
+def save(path, state):
+    """Whole or not at all: a new file is written, flushed to disk and put in place of the old one."""
+    with open(path + ".tmp", "wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def load(path):
+    """A checkpoint written by `save`. ValueError if it is damaged (torch alone does not notice a flipped byte)."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            if z.testzip() is not None:
+                raise ValueError("a checksum is wrong")
+        return torch.load(path, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} holds more than tensors and numbers, and is refused") from None
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def commit():
+    """The commit that this code is of, with -dirty if it has changed since; "" where git does not know."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
