@@ -70,9 +70,10 @@ def check_room(task, sets, tokenizer, model, max_new_tokens):
 def judge(problem, ids, tokenizer):
     """A response, as ids with the end token -> all that rewards and metrics are made of."""
     text = tokenizer.decode(ids)
+    count = rewards.reflections(text)
     return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] != tokenizer.eos_id),
                 accuracy=rewards.accuracy(problem, text), format=rewards.format(text),
-                reflection=float(rewards.reflections(text) > 0), reflections=rewards.reflections(text),
+                reflection=float(count > 0), reflections=count,
                 english=rewards.language(text, "en"))
 
 

@@ -1,4 +1,4 @@
-"""Published variants of GRPO as choices on five axes, and the two formulas that a choice can need.
+"""Published variants of GRPO as choices on five axes, and the formulas that a choice can need.
 
     python train.py --variant dapo             the preset; a flag that contradicts it is refused
     python train.py --ratio sequence           or any axis by its own flag
@@ -61,10 +61,8 @@ def level(x, mask, kind):
 def process_advantages(rewards, group_size):
     """Process supervision (DeepSeekMath, section 4.1.3): a reward at the end of each step of a response.
 
-    rewards (N, T), NaN where no step ends -> advantages (N, T): rewards are normalised over all steps of the group
-    (population std; all equal: 0), and a token's advantage is the sum over the steps that end at it or after it."""
-    steps = rewards.view(-1, group_size * rewards.shape[1])                                     # (B, G * T)
-    centred = steps - steps.nanmean(1, keepdim=True)
-    differ = steps.nan_to_num(-torch.inf).amax(1) != steps.nan_to_num(torch.inf).amin(1)
-    z = torch.where(differ[:, None], centred / centred.square().nanmean(1, keepdim=True).sqrt(), 0.0)
-    return z.nan_to_num(0.0).view_as(rewards).flip(1).cumsum(1).flip(1)
+    rewards (N, T), NaN where no step ends -> advantages (N, T): rewards are normalised over all steps of the group, as
+    those of whole responses are, and a token's advantage is the sum over the steps that end at it or after it."""
+    from grpo import group_advantages              # here, since grpo.py imports this file
+    z = group_advantages(rewards.flatten(), group_size * rewards.shape[1])
+    return z.view_as(rewards).flip(1).cumsum(1).flip(1)
