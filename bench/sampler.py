@@ -1,0 +1,102 @@
+"""sample() beside transformers' generate: the same weights, dtype, prompts and threads, whole calls in alternation.
+
+    python bench/sampler.py --setting R --dtype bfloat16 --threads 1
+
+R: the shape of SmolLM2-135M, vocabulary 49,152.  tiny: 192 wide, 6 layers, vocabulary 512. Random weights; 64 prompt and
+128 new tokens. Cases: prompts of equal length; prompts of 40 to 64 tokens, 8 samples each; the same with a set of end
+tokens that a token is in with probability 1/48, where only tokens up to the end count.
+"""
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from model import GPT, GPTConfig
+from sampler import sample
+
+SETTINGS = {
+    "R": (GPTConfig(vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, n_hidden=1536), 32),
+    "tiny": (GPTConfig(vocab_size=512, n_layer=6, n_head=6, n_kv_head=6, n_embd=192, n_hidden=512), 256),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", default="R", choices=SETTINGS)
+    for name, default in (("batch", 0), ("new", 128), ("rounds", 3), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    shape, batch = SETTINGS[args.setting]
+    batch = args.batch or batch
+    ours = GPT(shape)
+    folder = tempfile.mkdtemp()
+    ours.save(folder)
+    ours = ours.to(args.device, getattr(torch, args.dtype))
+    contenders = {"ours": lambda prompts, G, ends: ours_call(ours, prompts, G, ends, args)}
+    try:
+        from transformers import AutoModelForCausalLM
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).to(args.device)
+        contenders["transformers generate"] = lambda prompts, G, ends: their_call(theirs, prompts, G, ends, args)
+    except ImportError as error:
+        print(f"skipped transformers: {error}")
+    g = torch.Generator().manual_seed(1)
+    draw = lambda n: torch.randint(shape.vocab_size, (n,), generator=g).tolist()
+    ragged = [draw(40 + 24 * i // max(1, batch // 8 - 1)) for i in range(batch // 8)]
+    ends = torch.randperm(shape.vocab_size, generator=g)[:shape.vocab_size // 48].tolist()
+    cases = {"equal lengths": ([draw(64) for _ in range(batch)], 1, None), "ragged x 8": (ragged, 8, None), "early stops": (ragged, 8, ends)}
+    print(f"{args.setting}, batch {batch}, {args.new} new tokens, {args.dtype}, {args.device}, {args.threads} threads, torch {torch.__version__}")
+    rows = []
+    for case, (prompts, G, stop) in cases.items():
+        rates = {name: [] for name in contenders}
+        for round in range(args.rounds + 1):
+            for name, call in contenders.items():
+                began = now(args)
+                tokens = call(prompts, G, stop)
+                if round:
+                    rates[name].append(tokens / (now(args) - began))
+        for name, found in rates.items():
+            row = dict(case=case, name=name, tokens_per_second=statistics.median(found), best=max(found))
+            rows.append(row)
+            print(f"{case:16}{name:24}{row['tokens_per_second']:10.0f} tokens/s (best {row['best']:.0f})"
+                  f"{row['tokens_per_second'] / statistics.median(rates['ours']):8.2f} of ours", flush=True)
+    print(json.dumps(vars(args) | {"batch": batch, "torch": torch.__version__, "rows": rows}))
+
+
+def now(args):
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def ours_call(model, prompts, G, ends, args):
+    return int(sample(model, prompts, G, args.new, eos_id=ends, seed=int(time.time())).lengths.sum())
+
+
+@torch.no_grad()
+def their_call(model, prompts, G, ends, args):
+    """Sampling at temperature 1 without truncation; left padding where prompts differ in length."""
+    P = max(map(len, prompts))
+    ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts for _ in range(G)], device=args.device)
+    mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts for _ in range(G)], device=args.device)
+    out = model.generate(ids, attention_mask=mask if (mask == 0).any() else None, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                         max_new_tokens=args.new, min_new_tokens=None if ends else args.new, eos_token_id=ends or -1, pad_token_id=0)[:, P:]
+    if not ends:
+        return out.numel()
+    stops = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    stops[ends] = True
+    return int((stops[out.cpu()].cumsum(1) - stops[out.cpu()].long() == 0).sum())
+
+
+if __name__ == "__main__":
+    main()
