@@ -74,7 +74,7 @@ def stats(z, y, state):
     p, old = (z - top[:, None]).exp_(), (state[0] - top).exp()
     inside = (y >= 0) & (y < z.shape[1])
     target = torch.where(inside, z.gather(1, torch.where(inside, y, 0)[:, None])[:, 0], state[2])
-    mean = torch.linalg.vecdot(p, z.clamp(min=-1e30))         # a logit of -inf has p = 0
+    mean = torch.linalg.vecdot(p, z)              # NaN with logits of -inf, which nobody asks the entropy of
     state.copy_(torch.stack((top, state[1] * old + p.sum(1), target, state[3] * old + mean)))
 
 
@@ -115,7 +115,10 @@ class TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def logits(hidden, weight, r, v, temperature):
-        return hidden[r, v] if weight is None else product(hidden[r], weight[v].T).div_(temperature)
+        if weight is None:
+            return hidden[r, v]
+        z = product(hidden[r], weight[v].T)
+        return z if temperature == 1 else z.div_(temperature)
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, keep):
