@@ -9,7 +9,7 @@ not installed are skipped with a notice.
 import argparse
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -29,23 +29,30 @@ def variants():
         "log_softmax + gather": lambda h, w, y: reference_no_entropy(h, w, y),
         "definition, with entropy": lambda h, w, y: reference_logprobs(h, w, y)[0],
         "ours, all kept": lambda h, w, y: token_logprobs(h, w, y, 1.0, 1 << 40)[0],
-        "ours, half kept": lambda h, w, y: token_logprobs(h, w, y, 1.0, 2 * len(h) * len(w))[0],
+        "ours, half kept": lambda h, w, y: token_logprobs(h, w, y, 1.0, 2 * len(h) * len(w))[0],            # bytes: 4 an entry
         "ours, recomputed": lambda h, w, y: token_logprobs(h, w, y, 1.0, 0)[0],
     }, []
     compiled = torch.compile(reference_no_entropy)
     found["torch.compile(log_softmax + gather)"] = lambda h, w, y: compiled(h, w, y)
     if hasattr(F, "linear_cross_entropy"):
-        found["F.linear_cross_entropy"] = lambda h, w, y: -F.linear_cross_entropy(h, w, y, reduction="none")
+        found["F.linear_cross_entropy, automatic"] = lambda h, w, y: -F.linear_cross_entropy(
+            h, w, y, reduction="none", options=torch.nn.LinearCrossEntropyOptions())
     else:
         missing.append("F.linear_cross_entropy: this torch has none")
     try:
-        from liger_kernel.chunked_loss.fused_linear_ppo import LigerFusedLinearPPOBase
-        found["Liger, torch path"] = lambda h, w, y: LigerFusedLinearPPOBase.chunk_forward(h[:, None], w, y[:, None])[0][:, 0]
+        from liger_kernel.chunked_loss import fused_linear_ppo as liger
+        found["Liger, torch path"] = lambda h, w, y: liger._ChunkedSelectiveLogProbFunction.apply(
+            h, w, y, None, 1.0, liger._SELECTIVE_LOGPROB_VOCAB_CHUNK_SIZE)
     except Exception as error:
         missing.append(f"liger-kernel: {error}")
     try:
-        from trl.trainer.utils import selective_log_softmax
+        from trl.kernels import ChunkedLogProbFunction
+        from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, selective_log_softmax
         found["TRL selective_log_softmax"] = lambda h, w, y: selective_log_softmax(h @ w.T, y)
+        found["TRL chunked"] = lambda h, w, y: ChunkedLogProbFunction.apply(
+            h, w, None, y, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ())[0]
+        found["TRL chunked, with entropy"] = lambda h, w, y: ChunkedLogProbFunction.apply(
+            h, w, None, y, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ("entropy",))[0]
     except Exception as error:
         missing.append(f"trl: {error}")
     try:
@@ -84,6 +91,11 @@ def now(x):
     return time.perf_counter()
 
 
+def high_water():
+    """Peak resident memory of this process in kB, since it was last reset. Linux only."""
+    return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
+
+
 def peak(args, name):
     """MB that one forward and backward add to a fresh process."""
     command = [sys.executable, os.path.abspath(__file__), "--alone", name] + [
@@ -104,10 +116,18 @@ def main():
     found, missing = variants()
     hidden, weight, targets = inputs(args)
     if args.alone:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if args.device == "cpu" else torch.cuda.memory_allocated() // 1024
+        once(found[args.alone], *(x[:8].detach().requires_grad_(x.is_floating_point()) if x is not weight else x for x in (hidden, weight, targets)))
+        weight.grad = None                        # a small run first: libraries and compiled code are not counted
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            once(found[args.alone], hidden, weight, targets)
+            return print((torch.cuda.max_memory_allocated() - before) >> 20)
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")                          # the high-water mark starts again from here
+        before = high_water()
         once(found[args.alone], hidden, weight, targets)
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if args.device == "cpu" else torch.cuda.max_memory_allocated() // 1024
-        return print((after - before) // 1024)
+        return print((high_water() - before) >> 10)
     for line in missing:
         print(f"skipped {line}")
     with torch.no_grad():
