@@ -105,11 +105,14 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin)
+        # under autocast k is fp32, rotated by fp32 tables; torch's attention in bf16 is the fast one on CUDA only
+        q, k, v = (y.to(v.dtype if v.is_cuda else x.dtype) for y in (q, k, v))
         causal = attend is None and S > 1
         if cache is not None:
             k, v = cache.append(layer, k, v)                                                    # (N, J, K, D)
         grouped = self.config.n_head != self.config.n_kv_head
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=causal, enable_gqa=grouped)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=causal, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(N, S, -1))
 
 

@@ -42,11 +42,12 @@ def main():
     ours = GPT(shape)
     folder = tempfile.mkdtemp()
     ours.save(folder)
-    ours = ours.to(args.device, getattr(torch, args.dtype))
+    ours = ours.to(args.device)                   # fp32 weights under autocast, as train.py samples
     contenders = {"ours": lambda prompts, G, ends: ours_call(ours, prompts, G, ends, args)}
     try:
         from transformers import AutoModelForCausalLM
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).to(args.device)
+        theirs.generation_config.eos_token_id = None
         contenders["transformers generate"] = lambda prompts, G, ends: their_call(theirs, prompts, G, ends, args)
     except ImportError as error:
         print(f"skipped transformers: {error}")
@@ -80,7 +81,8 @@ def now(args):
 
 
 def ours_call(model, prompts, G, ends, args):
-    return int(sample(model, prompts, G, args.new, eos_id=ends, seed=int(time.time())).lengths.sum())
+    with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+        return int(sample(model, prompts, G, args.new, eos_id=ends, seed=time.time_ns()).lengths.sum())
 
 
 @torch.no_grad()
@@ -90,7 +92,7 @@ def their_call(model, prompts, G, ends, args):
     ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts for _ in range(G)], device=args.device)
     mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts for _ in range(G)], device=args.device)
     out = model.generate(ids, attention_mask=mask if (mask == 0).any() else None, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                         max_new_tokens=args.new, min_new_tokens=None if ends else args.new, eos_token_id=ends or -1, pad_token_id=0)[:, P:]
+                         max_new_tokens=args.new, **(dict(eos_token_id=ends) if ends else {}), pad_token_id=0)[:, P:]
     if not ends:
         return out.numel()
     stops = torch.zeros(model.config.vocab_size, dtype=torch.bool)
