@@ -45,38 +45,36 @@ class GPTConfig:
 class KVCache:
     """Keys and values of the columns run so far: one (N, J, columns, D) pair a layer.
 
-    With `room` the cache owns that many columns up front and writes in place (sampling); without, it grows by `cat`,
-    which gradients flow through (training)."""
+    With `capacity` the cache owns so many columns up front and writes in place (sampling); without, it grows by `cat`,
+    which gradients flow through (training). Where the next column goes is `length`, or the tensor `column`: kernels that
+    are recorded once and replayed may use no number of the host. Then `length` columns are read, the unused ones masked."""
 
-    def __init__(self, n_layer, start=None):
+    def __init__(self, n_layer, start=None, capacity=0):
         self.layers = [None] * n_layer
         self.start = start        # (N,) first real column of each row; None: no row is padded
-        self.length = 0           # columns that hold something
-        self.room = 0
+        self.capacity = capacity
+        self.length = 0           # columns that are read
+        self.column = None        # (1,) int64
 
-    def append(self, layer, k, v):
-        """k, v (N, J, S, D) of the newest columns -> all keys and values so far (N, J, K, D)."""
-        if self.layers[layer] is not None:
-            keys, values = self.layers[layer]
-            if not self.room:
-                k, v = torch.cat((keys, k), 2), torch.cat((values, v), 2)
-                self.layers[layer] = k, v
-                return k, v
-            end = self.length + k.shape[2]
-            keys[:, :, self.length:end] = k
-            values[:, :, self.length:end] = v
-            return keys[:, :, :end], values[:, :, :end]
-        self.layers[layer] = k, v
-        return k, v
+    def append(self, layer, k, v, column):
+        """k, v (N, J, S, D) of the columns `column` (S,) -> all keys and values so far (N, J, K, D)."""
+        if self.layers[layer] is None:
+            self.layers[layer] = k, v
+        elif not self.capacity:
+            self.layers[layer] = tuple(torch.cat(pair, 2) for pair in zip(self.layers[layer], (k, v)))
+        else:
+            k, v = (old.index_copy_(2, column, new) for old, new in zip(self.layers[layer], (k, v)))
+            return k[:, :, :self.length], v[:, :, :self.length]
+        return self.layers[layer]
 
-    def select(self, rows, room=0):
+    def select(self, rows, capacity=0):
         """The cache of `rows` (M,) int64, which may repeat rows (a prompt's cache for its whole group) or drop them."""
-        new = KVCache(len(self.layers), None if self.start is None else self.start[rows])
-        new.length, new.room = self.length, room
+        new = KVCache(len(self.layers), None if self.start is None else self.start[rows], capacity)
+        new.length, room = self.length, max(0, capacity - self.length)
         for layer, pair in enumerate(self.layers):
             # index_select: the gradient of x[rows] is summed by several threads in any order
-            picked = [x[:, :, :self.length].index_select(0, rows) for x in pair]
-            new.layers[layer] = tuple(F.pad(x, (0, 0, 0, room)) for x in picked) if room else tuple(picked)
+            picked = (x[:, :, :self.length].index_select(0, rows) for x in pair)
+            new.layers[layer] = tuple(F.pad(x, (0, 0, 0, room)) if room else x for x in picked)
         return new
 
 
@@ -97,7 +95,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
 
-    def forward(self, x, cos, sin, attend, cache, layer):
+    def forward(self, x, cos, sin, attend, cache, column, layer):
         N, S, _ = x.shape
         q = self.q_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, H, D)
         k = self.k_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, J, D)
@@ -107,13 +105,14 @@ class Attention(nn.Module):
         q, k = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin)
         # under autocast k is fp32, rotated by fp32 tables; torch's attention in bf16 is the fast one on CUDA only
         q, k, v = (y.to(v.dtype if v.is_cuda else x.dtype) for y in (q, k, v))
-        causal = attend is None and S > 1
         if cache is not None:
-            k, v = cache.append(layer, k, v)                                                    # (N, J, K, D)
-        grouped = self.config.n_head != self.config.n_kv_head
+            k, v = cache.append(layer, k, v, column)                                            # (N, J, K, D)
+        if S == 1:                # the query heads of a key head as rows of one: no key is repeated
+            q = q.reshape(N, k.shape[1], -1, q.shape[-1])                                       # (N, J, H/J, D)
         with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=causal, enable_gqa=grouped)
-        return self.o_proj(y.transpose(1, 2).reshape(N, S, -1))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=attend is None and S > 1,
+                                               enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(y.view(N, -1, S, y.shape[-1]).transpose(1, 2).reshape(N, S, -1))
 
 
 class SwiGLU(nn.Module):
@@ -162,19 +161,22 @@ class GPT(nn.Module):
 
         cache: a KVCache that these columns extend. start (N,): the first real column of each left-padded row
         (taken from the cache where there is one). Raises ValueError past max_seq_len."""
-        past = cache.length if cache else 0
+        S, past = ids.shape[1], cache.length if cache else 0
         start = cache.start if cache else start
-        S, K = ids.shape[1], past + ids.shape[1]
+        recorded = cache is not None and cache.column is not None
+        K = past if recorded else past + S
         if K > self.config.max_seq_len:
             raise ValueError(f"{K} columns, but the model's context is {self.config.max_seq_len}")
-        column = torch.arange(past, K, device=ids.device)                                       # (S,)
+        column = cache.column if recorded else torch.arange(past, K, device=ids.device)         # (S,)
+        if cache:
+            cache.length = K
         attend = None
         if start is None:
             cos, sin = self.cos[column], self.sin[column]                                       # (S, D)
         else:
             position = (column - start[:, None]).clamp(min=0)                                   # (N, S)
             cos, sin = self.cos[position][:, None], self.sin[position][:, None]                 # (N, 1, S, D)
-        if start is not None or (past and S > 1):
+        if start is not None or recorded or (past and S > 1):
             key = torch.arange(K, device=ids.device)
             attend = key <= column[:, None]                                                     # (S, K)
             if start is not None:                 # a padding query sees itself, so that its softmax is not 0/0
@@ -182,9 +184,7 @@ class GPT(nn.Module):
                 attend = (attend & real | (key == column[:, None]))[:, None]                    # (N, 1, S, K)
         x = self.embed_tokens(ids)
         for i, block in enumerate(self.layers):
-            x = block(x, cos, sin, attend, cache, i)
-        if cache:
-            cache.length = K
+            x = block(x, cos, sin, attend, cache, column, i)
         return self.norm(x)
 
     @property

@@ -13,6 +13,7 @@ No top-k and no top-p: the recorded log-probabilities are those of the distribut
 """
 import zlib
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import repeat
 
 import torch
@@ -115,6 +116,30 @@ def uniforms(prompts, group_size, columns, seed):
     return torch.stack([row(prompt, place) for prompt in prompts for place in range(group_size)])
 
 
+class Recorded:
+    """`model(token, cache)` for CUDA, where the host takes longer to launch the small kernels of one token than the GPU
+    to run them: they are recorded as a graph, once for every 64 columns, and replayed."""
+
+    def __init__(self, model, cache):
+        self.model, self.cache, self.end = model, cache, 0
+
+    def __call__(self, token):
+        """token (M, 1) -> hidden (M, 1, C), which the next call overwrites."""
+        cache, used = self.cache, self.cache.length
+        if used >= self.end:                      # nothing recorded yet, or all of its columns are taken
+            self.end = min(used + 64, cache.capacity)
+            cache.column, cache.length = used + token.new_zeros(1), self.end
+            self.token, self.graph = token.clone(), torch.cuda.CUDAGraph()
+            self.model(self.token, cache)         # what is set up at the first call must not be recorded
+            with torch.cuda.graph(self.graph):
+                self.hidden = self.model(self.token, cache)
+                cache.column += 1
+        self.token.copy_(token)
+        self.graph.replay()
+        cache.length = used + 1
+        return self.hidden
+
+
 @torch.no_grad()
 def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=None, seed=0):
     """group_size responses to each of `prompts` (lists of ids of any lengths) -> Rollout.
@@ -138,7 +163,9 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
     old = torch.zeros(N, T, device=device)
 
     hidden, cache = run_prompts(model, prompt_ids, start)
-    hidden, cache = hidden[group], cache.select(group, room=T)                   # a prompt's cache serves its group
+    hidden, cache = hidden[group], cache.select(group, capacity=cache.length + T)    # a prompt's cache serves its group
+    decoder = Recorded if device.type == "cuda" else lambda model, cache: partial(model, cache=cache)
+    decode = decoder(model, cache)
     row = torch.arange(N, device=device)                                        # (M,) which row each live one is
     alive = torch.ones(N, dtype=torch.bool, device=device)                      # (M,)
     for t in range(T):
@@ -150,7 +177,9 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
             if len(left) == 0 or t == T - 1:
                 break
             if len(left) < 0.9 * len(row):
-                row, token, alive, cache = row[left], token[left], alive[left], cache.select(left, room=cache.room)
-        hidden = model(token[:, None], cache)
+                row, token, alive = row[left], token[left], alive[left]
+                cache = cache.select(left, cache.capacity)
+                decode = decoder(model, cache)
+        hidden = decode(token[:, None])
     T = int(mask.sum(1).max())
     return Rollout(prompt_ids[group], start[group], group, ids[:, :T], mask[:, :T], old[:, :T], temperature)
