@@ -45,35 +45,38 @@ class GPTConfig:
 class KVCache:
     """Keys and values of the columns run so far: one (N, J, columns, D) pair a layer.
 
-    With `capacity` the cache owns so many columns up front and writes in place (sampling); without, it grows by `cat`,
-    which gradients flow through (training). Where the next column goes is `length`, or the tensor `column`: kernels that
-    are recorded once and replayed may use no number of the host. Then `length` columns are read, the unused ones masked."""
+    It grows by `cat`, which gradients flow through (training), until `select` gives it room for more columns. Then it
+    is written in place (sampling): at `column`, a tensor, so that a CUDA graph of one token serves for the next. All
+    columns are read, the free ones under a mask: with no gaps in memory that takes a CPU half the time."""
 
-    def __init__(self, n_layer, start=None, capacity=0):
+    def __init__(self, n_layer, start=None):
         self.layers = [None] * n_layer
         self.start = start        # (N,) first real column of each row; None: no row is padded
-        self.capacity = capacity
-        self.length = 0           # columns that are read
-        self.column = None        # (1,) int64
+        self.column = None        # (1,) int64: the first free column, where there are any
+
+    @property
+    def columns(self):
+        return self.layers[0][0].shape[2] if self.layers[0] else 0
 
     def append(self, layer, k, v, column):
-        """k, v (N, J, S, D) of the columns `column` (S,) -> all keys and values so far (N, J, K, D)."""
-        if self.layers[layer] is None:
-            self.layers[layer] = k, v
-        elif not self.capacity:
+        """k, v (N, J, S, D) of the newest columns, `column` (S,) -> all keys and values (N, J, K, D)."""
+        if self.column is not None:
+            for old, new in zip(self.layers[layer], (k, v)):
+                old.index_copy_(2, column, new)
+        elif self.layers[layer] is not None:
             self.layers[layer] = tuple(torch.cat(pair, 2) for pair in zip(self.layers[layer], (k, v)))
         else:
-            k, v = (old.index_copy_(2, column, new) for old, new in zip(self.layers[layer], (k, v)))
-            return k[:, :, :self.length], v[:, :, :self.length]
+            self.layers[layer] = k, v
         return self.layers[layer]
 
-    def select(self, rows, capacity=0):
-        """The cache of `rows` (M,) int64, which may repeat rows (a prompt's cache for its whole group) or drop them."""
-        new = KVCache(len(self.layers), None if self.start is None else self.start[rows], capacity)
-        new.length, room = self.length, max(0, capacity - self.length)
+    def select(self, rows, room=0):
+        """The cache of `rows` (M,) int64, which may repeat rows (a prompt's cache for its whole group) or drop them,
+        with `room` more columns. No column may be free."""
+        new = KVCache(len(self.layers), None if self.start is None else self.start[rows])
+        new.column = torch.full((1,), self.columns, device=rows.device) if room else None
         for layer, pair in enumerate(self.layers):
             # index_select: the gradient of x[rows] is summed by several threads in any order
-            picked = (x[:, :, :self.length].index_select(0, rows) for x in pair)
+            picked = (x.index_select(0, rows) for x in pair)
             new.layers[layer] = tuple(F.pad(x, (0, 0, 0, room)) if room else x for x in picked)
         return new
 
@@ -107,11 +110,16 @@ class Attention(nn.Module):
         q, k, v = (y.to(v.dtype if v.is_cuda else x.dtype) for y in (q, k, v))
         if cache is not None:
             k, v = cache.append(layer, k, v, column)                                            # (N, J, K, D)
-        if S == 1:                # the query heads of a key head as rows of one: no key is repeated
+        if S == 1:                # the query heads of a key head as rows of one query: no key is repeated
             q = q.reshape(N, k.shape[1], -1, q.shape[-1])                                       # (N, J, H/J, D)
         with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=attend is None and S > 1,
-                                               enable_gqa=q.shape[1] != k.shape[1])
+            if S == 1 and not x.is_cuda:          # torch's CPU kernel is made for many queries: half as fast for one
+                scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)                          # (N, J, H/J, K)
+                scores = scores if attend is None else torch.where(attend, scores, -torch.inf)
+                y = scores.softmax(-1) @ v
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=attend is None and S > 1,
+                                                   enable_gqa=q.shape[1] != k.shape[1])
         return self.o_proj(y.view(N, -1, S, y.shape[-1]).transpose(1, 2).reshape(N, S, -1))
 
 
@@ -161,22 +169,20 @@ class GPT(nn.Module):
 
         cache: a KVCache that these columns extend. start (N,): the first real column of each left-padded row
         (taken from the cache where there is one). Raises ValueError past max_seq_len."""
-        S, past = ids.shape[1], cache.length if cache else 0
+        S, past = ids.shape[1], cache.columns if cache else 0
         start = cache.start if cache else start
-        recorded = cache is not None and cache.column is not None
-        K = past if recorded else past + S
+        in_place = cache is not None and cache.column is not None
+        K = past if in_place else past + S
         if K > self.config.max_seq_len:
             raise ValueError(f"{K} columns, but the model's context is {self.config.max_seq_len}")
-        column = cache.column if recorded else torch.arange(past, K, device=ids.device)         # (S,)
-        if cache:
-            cache.length = K
+        column = torch.arange(S, device=ids.device) + (cache.column if in_place else past)      # (S,)
         attend = None
         if start is None:
             cos, sin = self.cos[column], self.sin[column]                                       # (S, D)
         else:
             position = (column - start[:, None]).clamp(min=0)                                   # (N, S)
             cos, sin = self.cos[position][:, None], self.sin[position][:, None]                 # (N, 1, S, D)
-        if start is not None or recorded or (past and S > 1):
+        if start is not None or in_place or (past and S > 1):
             key = torch.arange(K, device=ids.device)
             attend = key <= column[:, None]                                                     # (S, K)
             if start is not None:                 # a padding query sees itself, so that its softmax is not 0/0
@@ -185,6 +191,8 @@ class GPT(nn.Module):
         x = self.embed_tokens(ids)
         for i, block in enumerate(self.layers):
             x = block(x, cos, sin, attend, cache, column, i)
+        if in_place:
+            cache.column += S
         return self.norm(x)
 
     @property

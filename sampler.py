@@ -4,7 +4,8 @@
 
 Prompts are padded on the left and responses on the right, so after the sampler everything is (N, T) or (N,).
 
-Each prompt runs through the model once; its cache is repeated for its group; finished rows leave the batch. A token is
+Each prompt runs through the model once; its cache is repeated for its group. Every BLOCK tokens finished rows leave the
+batch and the cache of the others is copied, with room for the next BLOCK. A token is
 drawn by inverse CDF from a table of uniforms (N, T) made before the first token from the seed, the prompt and the place
 in the group, so a response depends on these three and not on its batch mates. (It is also the fast way:
 torch.multinomial draws one exponential per entry of the vocabulary.)
@@ -20,6 +21,7 @@ import torch
 
 from model import KVCache
 
+BLOCK = {"cpu": 16, "cuda": 64}         # columns
 CACHED = 1 << 18                       # entries of a (rows, V) table that fit into a processor's cache
 
 
@@ -118,25 +120,22 @@ def uniforms(prompts, group_size, columns, seed):
 
 class Recorded:
     """`model(token, cache)` for CUDA, where the host takes longer to launch the small kernels of one token than the GPU
-    to run them: they are recorded as a graph, once for every 64 columns, and replayed."""
+    to run them: they are recorded once as a graph, and replayed until the room in the cache is used up."""
 
     def __init__(self, model, cache):
-        self.model, self.cache, self.end = model, cache, 0
+        self.model, self.cache, self.token, self.graph = model, cache, None, None
 
     def __call__(self, token):
         """token (M, 1) -> hidden (M, 1, C), which the next call overwrites."""
-        cache, used = self.cache, self.cache.length
-        if used >= self.end:                      # nothing recorded yet, or all of its columns are taken
-            self.end = min(used + 64, cache.capacity)
-            cache.column, cache.length = used + token.new_zeros(1), self.end
-            self.token, self.graph = token.clone(), torch.cuda.CUDAGraph()
-            self.model(self.token, cache)         # what is set up at the first call must not be recorded
-            with torch.cuda.graph(self.graph):
-                self.hidden = self.model(self.token, cache)
-                cache.column += 1
+        if self.token is None:                    # the first runs as it is: what it sets up must not be recorded
+            self.token = token.clone()
+            return self.model(token, self.cache)
         self.token.copy_(token)
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.hidden = self.model(self.token, self.cache)
         self.graph.replay()
-        cache.length = used + 1
         return self.hidden
 
 
@@ -163,23 +162,22 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
     old = torch.zeros(N, T, device=device)
 
     hidden, cache = run_prompts(model, prompt_ids, start)
-    hidden, cache = hidden[group], cache.select(group, capacity=cache.length + T)    # a prompt's cache serves its group
-    decoder = Recorded if device.type == "cuda" else lambda model, cache: partial(model, cache=cache)
-    decode = decoder(model, cache)
+    hidden = hidden[group]
     row = torch.arange(N, device=device)                                        # (M,) which row each live one is
     alive = torch.ones(N, dtype=torch.bool, device=device)                      # (M,)
     for t in range(T):
         token, logprob = draw(model.logits(hidden[:, -1]), uniform[row, t], temperature)
         ids[row, t], old[row, t], mask[row, t] = token * alive, logprob * alive, alive
         alive = alive & ~ends[token]
-        if t % 8 == 7 or t == T - 1:              # the one host round trip, every eighth token
+        if t == T - 1:
+            break
+        if t % BLOCK[device.type] == 0:           # the one host round trip: who is left?
             left = alive.nonzero()[:, 0]
-            if len(left) == 0 or t == T - 1:
+            if len(left) == 0:
                 break
-            if len(left) < 0.9 * len(row):
-                row, token, alive = row[left], token[left], alive[left]
-                cache = cache.select(left, cache.capacity)
-                decode = decoder(model, cache)
+            row, token, alive = row[left], token[left], alive[left]
+            cache = cache.select(left if t else group[left], room=min(BLOCK[device.type], T - t))
+            decode = Recorded(model, cache) if device.type == "cuda" else partial(model, cache=cache)
         hidden = decode(token[:, None])
     T = int(mask.sum(1).max())
     return Rollout(prompt_ids[group], start[group], group, ids[:, :T], mask[:, :T], old[:, :T], temperature)
