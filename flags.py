@@ -9,6 +9,12 @@ from dataclasses import MISSING, fields
 
 import torch
 
+from checkpoint import load
+from variants import PRESETS
+
+STATE = {"flags", "threads", "step", "nets", "optimizer", "before", "ends"}      # of a checkpoint
+HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):     # argparse would print the whole usage before it
@@ -60,6 +66,44 @@ def check(config, at_least_1=(), at_least_2=(), **choices):
         if getattr(config, name) not in known:
             where = " on this machine" if name == "device" else ""
             raise ValueError(f"--{name} {getattr(config, name)}: choose from {', '.join(known)}{where}")
+
+
+def refuse_foreign(flags, algo, algorithms):
+    """ValueError when one of `flags` is of another algorithm than `algo`."""
+    for name in flags:
+        owners = [a for a, module in algorithms.items() if name in (f.name for f in fields(module.Config))]
+        if owners and algo not in owners:
+            raise ValueError(f"--{name} belongs to --algo {' or '.join(owners)}, and this run is --algo {algo}")
+
+
+def of_run(argv, doc, config, algorithms):
+    """The command line of train.py -> ({flag: value} of the whole run, folder, checkpoint to resume from).
+
+    config: its dataclass. algorithms: {name: module}, each with a Config of its own."""
+    given = parse(argv, doc, config, *(algo.Config for algo in algorithms.values()))
+    named = fill(config, given)
+    out = named.out or f"out/{named.algo}-{os.path.basename(named.task).removesuffix('.jsonl')}-{named.seed}"
+    flags, state = given, None
+    if given.get("resume"):
+        if not os.path.exists(f"{out}/state.pt"):
+            raise ValueError(f"{out} holds no state.pt to resume from")
+        state = load(f"{out}/state.pt")
+        if not isinstance(state, dict) or not STATE <= state.keys():
+            raise ValueError(f"{out}/state.pt is not a checkpoint of this program")
+        if state["threads"] != torch.get_num_threads():
+            print(f"resumed with {torch.get_num_threads()} threads, not {state['threads']}: rounding will differ")
+        refuse_foreign(given, state["flags"]["algo"], algorithms)
+        for name, value in given.items():
+            if name not in HARMLESS and state["flags"].get(name) != value:
+                raise ValueError(f"--{name} {value}: the run in {out} was started with {state['flags'].get(name)}")
+        flags = state["flags"] | given
+    elif os.path.exists(f"{out}/state.pt"):
+        raise ValueError(f"{out} holds a run already: go on with --resume, or name another folder with --out")
+    refuse_foreign(flags, flags.get("algo", config.algo), algorithms)
+    for name, value in PRESETS.get(flags.get("variant"), {}).items():
+        if flags.setdefault(name, value) != value:
+            raise ValueError(f"--{name} {flags[name]} contradicts --variant {flags['variant']}: {name} {value}")
+    return flags, out, state
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The transformer: a decoder of the Llama / Qwen family, its KV cache, and its checkpoint folder.
+"""The transformer, a decoder of the Llama / Qwen family, and its KV cache.
 
 RMSNorm, rotary positions (the "rotate half" form), grouped-query attention, SwiGLU. `forward` returns hidden states,
 not logits: whoever needs log-probabilities says of which positions (see logprobs.py), so that the vocabulary-sized
@@ -9,15 +9,13 @@ table is never made for prompts and padding.
 Padding is on the left and is tracked by position (`start`, the first real column of each row), never by token id.
 What this file does not do: dropout (a policy must give the same log-probability twice), learned positions, sampling.
 """
-import json
-import os
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+
+import pretrained
 
 
 @dataclass
@@ -204,37 +202,16 @@ class GPT(nn.Module):
         return F.linear(hidden, self.head)
 
     def save(self, folder):
-        """config.json and model.safetensors, in the names of the public format, each written whole or not at all."""
-        os.makedirs(folder, exist_ok=True)
-        config = {public: getattr(self.config, ours) for ours, public in PUBLIC_NAMES.items()}
-        config["model_type"] = "qwen3" if self.config.qk_norm else "qwen2" if self.config.qkv_bias else "llama"
-        names = {public_tensor(name): p.detach().contiguous() for name, p in self.state_dict().items()}
-        path = os.path.join(folder, "config.json")
-        with open(path + ".tmp", "w") as f:
-            json.dump(config, f, indent=1)
-        os.replace(path + ".tmp", path)
-        path = os.path.join(folder, "model.safetensors")
-        save_file(names, path + ".tmp", metadata={"format": "pt"})
-        os.replace(path + ".tmp", path)
+        """config.json and model.safetensors in the public format, each written whole or not at all."""
+        pretrained.save(self, folder)
 
     @classmethod
-    def load(cls, folder):
-        """A model from a folder written by `save`. ValueError names the file or tensor that does not fit."""
-        model = cls(load_config(folder))
-        path = os.path.join(folder, "model.safetensors")
-        if not os.path.exists(path):
-            raise ValueError(f"{folder} holds no model.safetensors")
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
-        want = {public_tensor(name): p for name, p in model.state_dict().items()}
-        for name in sorted(want.keys() ^ tensors.keys()):
-            raise ValueError(f"{path}: tensor {name} is {'missing' if name in want else 'not part of this model'}")
-        for name, p in want.items():
-            if p.shape != tensors[name].shape:
-                raise ValueError(f"{path}: {name} is {list(tensors[name].shape)}, config.json says {list(p.shape)}")
-            p.data.copy_(tensors[name])
+    def load(cls, folder, weights=True):
+        """A model from a folder of the public format; with random weights if `weights` is false. ValueError names the
+        file or tensor that does not fit."""
+        model = cls(pretrained.load_config(GPTConfig, folder))
+        if weights:
+            pretrained.load_weights(model, folder)
         return model
 
 
@@ -253,33 +230,3 @@ class Critic(GPT):
     def value(self, hidden):
         """hidden (N, S, C), each state from `forward` -> V (N, S), fp32."""
         return (hidden * self.value_head.weight[0]).sum(-1) + self.value_head.bias
-
-
-PUBLIC_NAMES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head="num_attention_heads",
-                    n_kv_head="num_key_value_heads", n_embd="hidden_size", n_hidden="intermediate_size",
-                    head_dim="head_dim", rope_theta="rope_theta", norm_eps="rms_norm_eps",
-                    tie_embeddings="tie_word_embeddings", max_seq_len="max_position_embeddings")
-
-
-def public_tensor(name):
-    return name if name.startswith("lm_head") else "model." + name
-
-
-def load_config(folder):
-    """GPTConfig of a checkpoint folder's config.json."""
-    path = os.path.join(folder, "config.json")
-    if not os.path.exists(path):
-        raise ValueError(f"{folder} is no checkpoint folder: it holds no config.json")
-    try:
-        with open(path) as f:
-            config = json.load(f)
-        if config["model_type"] not in ("llama", "qwen2", "qwen3"):
-            raise ValueError(f"model_type {config['model_type']} is not known here")
-        for ours, public in PUBLIC_NAMES.items():
-            kind = bool if ours == "tie_embeddings" else (int, float) if ours in ("rope_theta", "norm_eps") else int
-            if not isinstance(config[public], kind) or (kind is not bool and config[public] <= 0):
-                raise ValueError(f"{public} {config[public]!r}")
-        return GPTConfig(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
-                         qkv_bias=config["model_type"] == "qwen2", qk_norm=config["model_type"] == "qwen3")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {type(error).__name__} {error}") from None

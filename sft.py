@@ -21,7 +21,7 @@ from data.jsonl import read
 from data.tokenizer import Tokenizer
 from flags import check, fill, one_line_errors, parse
 from logprobs import response_logprobs
-from model import GPT, load_config
+from model import GPT
 from sampler import Rollout
 
 
@@ -66,7 +66,7 @@ def main(argv=None):
         config = fill(Config, parse(argv, __doc__, Config))
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer.load(config.init)
-        model = (GPT(load_config(config.init)) if config.scratch else GPT.load(config.init)).to(config.device)
+        model = GPT.load(config.init, weights=not config.scratch).to(config.device)
         pairs = [(tokenizer.encode(row["prompt"]), tokenizer.encode(row["response"]) + [tokenizer.eos_id])
                  for row in tqdm(read(config.data, ("prompt", "response")), desc="tokenize", leave=False)]
         columns = sum(max(map(len, side)) for side in zip(*pairs))

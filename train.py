@@ -15,21 +15,20 @@ import platform
 import random
 import signal
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
 import torch
 
 import grpo
 import ppo
-from checkpoint import Log, commit, load, save
+from checkpoint import Log, commit, save
 from data import load_task
 from data.tokenizer import Tokenizer
 from evaluate import check_room, evaluate, judge, table
-from flags import check, fill, one_line_errors, parse
+from flags import check, fill, of_run, one_line_errors
 from model import GPT
 from sampler import Rollout, sample
-from variants import PRESETS
 
 ALGORITHMS = {"grpo": grpo, "ppo": ppo}
 LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f", kl=".4f",
@@ -37,8 +36,6 @@ LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", 
 SHORT = dict(tokens_per_second="tokens/s", explained_variance="expl_var")
 METRICS = ("kl", "entropy", "clip_low", "clip_high", "drift")                     # of every algorithm's loss
 MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "truncated")    # of responses trained on
-STATE = {"flags", "threads", "step", "nets", "optimizer", "before", "ends"}      # of a checkpoint
-HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
 
 
 @dataclass
@@ -189,45 +186,9 @@ def train_step(run, step):
     return row, f"=== step {step + 1}\n{run.tokenizer.decode(rows[0]['prompt'])}\n{shown}"
 
 
-def refuse_foreign(flags, algo):
-    """ValueError when one of `flags` is of another algorithm than `algo`."""
-    for name in flags:
-        owners = [a for a, module in ALGORITHMS.items() if name in (f.name for f in fields(module.Config))]
-        if owners and algo not in owners:
-            raise ValueError(f"--{name} belongs to --algo {' or '.join(owners)}, and this run is --algo {algo}")
-
-
-def flags_of(argv):
-    """The command line -> ({flag: value} of the whole run, folder, checkpoint to resume from)."""
-    given = parse(argv, __doc__, Config, *(algo.Config for algo in ALGORITHMS.values()))
-    named = fill(Config, given)
-    out = named.out or f"out/{named.algo}-{os.path.basename(named.task).removesuffix('.jsonl')}-{named.seed}"
-    flags, state = given, None
-    if given.get("resume"):
-        if not os.path.exists(f"{out}/state.pt"):
-            raise ValueError(f"{out} holds no state.pt to resume from")
-        state = load(f"{out}/state.pt")
-        if not isinstance(state, dict) or not STATE <= state.keys():
-            raise ValueError(f"{out}/state.pt is not a checkpoint of this program")
-        if state["threads"] != torch.get_num_threads():
-            print(f"resumed with {torch.get_num_threads()} threads, not {state['threads']}: rounding will differ")
-        refuse_foreign(given, state["flags"]["algo"])
-        for name, value in given.items():
-            if name not in HARMLESS and state["flags"].get(name) != value:
-                raise ValueError(f"--{name} {value}: the run in {out} was started with {state['flags'].get(name)}")
-        flags = state["flags"] | given
-    elif os.path.exists(f"{out}/state.pt"):
-        raise ValueError(f"{out} holds a run already: go on with --resume, or name another folder with --out")
-    refuse_foreign(flags, flags.get("algo", Config.algo))
-    for name, value in PRESETS.get(flags.get("variant"), {}).items():
-        if flags.setdefault(name, value) != value:
-            raise ValueError(f"--{name} {flags[name]} contradicts --variant {flags['variant']}: {name} {value}")
-    return flags, out, state
-
-
 def setup(argv):
     """Flags and files -> everything a run needs. All that a user can get wrong is found out here."""
-    flags, out, state = flags_of(argv)
+    flags, out, state = of_run(argv, __doc__, Config, ALGORITHMS)
     config = fill(Config, flags | {"out": out})
     algo = ALGORITHMS[config.algo]
     hp = fill(algo.Config, flags)
@@ -243,7 +204,8 @@ def setup(argv):
     nets = algo.networks(policy, hp)
     optimizer = torch.optim.AdamW([
         {"params": list(net.parameters()), "peak": getattr(hp, f"{name}_lr", config.lr)}
-        for name, net in vars(nets).items() if net is not None and name != "ref"], betas=(0.9, 0.95), weight_decay=0.0)
+        for name, net in vars(nets).items() if net is not None and name != "ref"], betas=(0.9, 0.95), weight_decay=0.0,
+        fused=True)
     state = state or {"step": 0, "before": None, "ends": (0, 0, 0)}
     if state["step"]:
         try:

@@ -52,7 +52,7 @@ def main():
     run = SimpleNamespace(
         algo=algo, hp=hp, nets=nets, config=train.Config(algo=args.algo, lr=1e-4, tokens=args.tokens, device=args.device),
         precision=torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"),
-        optimizer=torch.optim.AdamW([{"params": list(net.parameters())} for net in trained], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0))
+        optimizer=torch.optim.AdamW([{"params": list(net.parameters())} for net in trained], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     cuda = args.device == "cuda"
     times = []
     for step in range(args.steps + 1):
