@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 
 @dataclass
@@ -30,6 +30,7 @@ class GPTConfig:
     n_hidden: int = 320           # width inside the SwiGLU
     head_dim: int = 0             # 0: n_embd // n_head
     rope_theta: float = 10000.0
+    rope_scaling: dict = None     # Llama 3.1: the four numbers of LLAMA3, as in the public config.json
     norm_eps: float = 1e-6
     qkv_bias: bool = False        # Qwen2
     qk_norm: bool = False         # Qwen3
@@ -145,14 +146,23 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-        angle = torch.outer(torch.arange(config.max_seq_len).float(), freq).repeat(1, 2)        # (max_seq_len, D)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.make_tables()
         for name, p in self.named_parameters():
             if p.dim() == 2:                      # GPT-2's rule: what adds to the residual stream starts smaller
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02)
+
+    def make_tables(self):
+        """cos and sin of every position, fp32: of 131,072 positions and D 128 they are 134 MB, of 8,192 and 64 4 MB."""
+        config = self.config
+        freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+        if config.rope_scaling:                   # long waves are slowed down, short ones kept, those between blended
+            factor, low, high, length = (config.rope_scaling[name] for name in LLAMA3)
+            keep = ((length * freq / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
+            freq = freq * (keep + (1 - keep) / factor)
+        angle = torch.outer(torch.arange(config.max_seq_len).float(), freq).repeat(1, 2)        # (max_seq_len, D)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, ids, cache=None, start=None):
         """ids (N, S) int64 -> hidden (N, S, C), after the last norm.
@@ -196,7 +206,9 @@ class GPT(nn.Module):
         """config.json and model.safetensors, in the names of the public format, each written whole or not at all."""
         os.makedirs(folder, exist_ok=True)
         config = {public: getattr(self.config, ours) for ours, public in PUBLIC_NAMES.items()}
-        config["model_type"] = "qwen3" if self.config.qk_norm else "qwen2" if self.config.qkv_bias else "llama"
+        family = "qwen3" if self.config.qk_norm else "qwen2" if self.config.qkv_bias else "llama"
+        config |= {"model_type": family, "architectures": [family.capitalize() + "ForCausalLM"],
+                   "rope_scaling": self.config.rope_scaling}
         names = {public_tensor(name): p.detach().contiguous() for name, p in self.state_dict().items()}
         path = os.path.join(folder, "config.json")
         with open(path + ".tmp", "w") as f:
@@ -208,22 +220,28 @@ class GPT(nn.Module):
 
     @classmethod
     def load(cls, folder):
-        """A model from a folder written by `save`. ValueError names the file or tensor that does not fit."""
-        model = cls(load_config(folder))
-        path = os.path.join(folder, "model.safetensors")
-        if not os.path.exists(path):
-            raise ValueError(f"{folder} holds no model.safetensors")
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
-        want = {public_tensor(name): p for name, p in model.state_dict().items()}
-        for name in sorted(want.keys() ^ tensors.keys()):
-            raise ValueError(f"{path}: tensor {name} is {'missing' if name in want else 'not part of this model'}")
-        for name, p in want.items():
-            if p.shape != tensors[name].shape:
-                raise ValueError(f"{path}: {name} is {list(tensors[name].shape)}, config.json says {list(p.shape)}")
-            p.data.copy_(tensors[name])
+        """A model, fp32, from a folder of ours or of the public format, with room for one tensor beside it.
+
+        ValueError names the file, the tensor or the setting of config.json that does not fit."""
+        with torch.device("meta"):                # no time for random weights
+            model = cls(load_config(folder))
+        model.to_empty(device="cpu").make_tables()
+        want, extra = {public_tensor(name): p for name, p in model.state_dict().items()}, {}
+        for path, name, tensor in read_tensors(folder):
+            p = want.pop(name, None)
+            if p is None:
+                extra[name] = tensor
+            elif p.shape != tensor.shape or not tensor.is_floating_point():
+                raise ValueError(f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
+                                 f"config.json says floats {list(p.shape)}")
+            else:
+                p.data.copy_(tensor)
+        for name in sorted(want):
+            raise ValueError(f"{path}: tensor {name} is missing")
+        for name, tensor in extra.items():        # a tied head must be what it is tied to
+            tied = name == "lm_head.weight" and model.lm_head is None and torch.equal(tensor.float(), model.head)
+            if not tied and not name.endswith("rotary_emb.inv_freq"):
+                raise ValueError(f"{folder}: tensor {name} is not part of the model that config.json describes")
         return model
 
 
@@ -249,9 +267,32 @@ PUBLIC_NAMES = dict(vocab_size="vocab_size", n_layer="num_hidden_layers", n_head
                     head_dim="head_dim", rope_theta="rope_theta", norm_eps="rms_norm_eps",
                     tie_embeddings="tie_word_embeddings", max_seq_len="max_position_embeddings")
 
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Settings of a config.json that would make it another model, with the one value (as good as none) that does not.
+PLAIN = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False, rope_type="default",
+             partial_rotary_factor=1, rope_interleaved=False)
+
 
 def public_tensor(name):
     return name if name.startswith("lm_head") else "model." + name
+
+
+def read_tensors(folder):
+    """(path, name, tensor) one by one: of model.safetensors, else of the shards in its index, else of all shards."""
+    path = os.path.join(folder, "model.safetensors.index.json")
+    try:
+        files = [name for name in os.listdir(folder) if name.endswith(".safetensors")]
+        if "model.safetensors" in files or not files:
+            files = ["model.safetensors"]
+        elif os.path.exists(path):
+            with open(path) as f:
+                files = set(json.load(f)["weight_map"].values())
+        for path in (os.path.join(folder, name) for name in sorted(files)):
+            with safe_open(path, framework="pt") as shard:
+                for name in shard.keys():
+                    yield path, name, shard.get_tensor(name)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {type(error).__name__} {error}") from None
 
 
 def load_config(folder):
@@ -261,14 +302,24 @@ def load_config(folder):
         raise ValueError(f"{folder} is no checkpoint folder: it holds no config.json")
     try:
         with open(path) as f:
-            config = json.load(f)
-        if config["model_type"] not in ("llama", "qwen2", "qwen3"):
-            raise ValueError(f"model_type {config['model_type']} is not known here")
+            config = {name: value for name, value in json.load(f).items() if value is not None}
+        family, heads, scaling = config["model_type"], config["num_attention_heads"], None
+        if family not in ("llama", "qwen2", "qwen3"):
+            raise ValueError(f"model_type {family} is not known here")
+        width = 128 if family == "qwen3" else config["hidden_size"] // (heads or 1)
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        config = dict(rope_theta=10000.0, rms_norm_eps=1e-6, tie_word_embeddings=False, num_key_value_heads=heads,
+                      head_dim=width, rope_type=rope.get("type", "default")) | config | rope
+        if config["rope_type"] == "llama3":
+            scaling = {name: float(config[name]) for name in LLAMA3} | {"rope_type": config.pop("rope_type")}
+        for name, value in PLAIN.items():
+            if config.get(name, value) != value:
+                raise ValueError(f"{name} {config[name]!r} is not known here, only {value!r}")
         for ours, public in PUBLIC_NAMES.items():
             kind = bool if ours == "tie_embeddings" else (int, float) if ours in ("rope_theta", "norm_eps") else int
             if not isinstance(config[public], kind) or (kind is not bool and config[public] <= 0):
                 raise ValueError(f"{public} {config[public]!r}")
         return GPTConfig(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
-                         qkv_bias=config["model_type"] == "qwen2", qk_norm=config["model_type"] == "qwen3")
-    except (ValueError, KeyError, TypeError) as error:
+                         rope_scaling=scaling, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {type(error).__name__} {error}") from None
