@@ -316,8 +316,8 @@ def load_config(folder):
             if config.get(name, value) != value:
                 raise ValueError(f"{name} {config[name]!r} is not known here, only {value!r}")
         for ours, public in PUBLIC_NAMES.items():
-            kind = bool if ours == "tie_embeddings" else (int, float) if ours in ("rope_theta", "norm_eps") else int
-            if not isinstance(config[public], kind) or (kind is not bool and config[public] <= 0):
+            kinds = dict(tie_embeddings=(bool,), rope_theta=(int, float), norm_eps=(int, float)).get(ours, (int,))
+            if type(config[public]) not in kinds or (bool not in kinds and not config[public] > 0):
                 raise ValueError(f"{public} {config[public]!r}")
         return GPTConfig(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
                          rope_scaling=scaling, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")

@@ -95,7 +95,7 @@ class Tokenizer:
         """The tokenizer of a checkpoint folder, ours or public. ValueError names the file and what is wrong with it."""
         path = os.path.join(folder, "tokenizer.tiktoken")
         if not os.path.exists(path):
-            return cls(**read_public(folder))
+            return read_public(folder)
         ranks = {}
         with open(path) as f:
             for number, line in enumerate(f, 1):
@@ -151,7 +151,7 @@ def last_parts(token, ranks):
 
 
 def read_public(folder):
-    """The arguments of Tokenizer for a folder with tokenizer.json; ValueError names what would not be the same ids."""
+    """The Tokenizer of a folder with tokenizer.json; ValueError names what would not give the same ids."""
     files, configs = {}, []
     try:
         for name in ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"):
@@ -172,7 +172,8 @@ def read_public(folder):
         odd += [f"{name} {model[name]!r}" for name in ODD if model.get(name)]
         odd += [f"normalizer {spec['normalizer']}"] * (spec["normalizer"] not in (None, {"type": "NFC"}))
         odd += [f"added token {t['content']!r} with {name}" for t in added for name in ODD if t.get(name)]
-        odd += ["an id of two tokens"] * (len({*ranks.values(), *special.values()}) < len(ranks) + len(special))
+        ids = {id for id in (*ranks.values(), *special.values()) if type(id) is int and 0 <= id < 2 ** 31}
+        odd += ["an id that is no number, or of two tokens"] * (len(ids) < len(ranks) + len(special))
         odd += ["an order of merges that is not that of the ids"] * (order != sorted(order))
         odd += [f"a token {token} that no merge makes from {p}" for token in ranks
                 if not fine(p := last_parts(token, ranks))]
@@ -180,18 +181,18 @@ def read_public(folder):
             raise ValueError(f"{odd[0]} is not known here")
         end = about.get("eos_token")
         ends = [special.get(end["content"] if isinstance(end, dict) else end)]
-        for ids in (generation.get("eos_token_id"), config.get("eos_token_id")):
-            ends += ids if isinstance(ids, list) else [ids]
+        for found in (generation.get("eos_token_id"), config.get("eos_token_id")):
+            ends += found if isinstance(found, list) else [found]
         ends += [special.get(closing[0]) for _, closing in CHATS.values()]
-        ends = [id for id in dict.fromkeys(ends) if id is not None]
+        ends = [id for id in dict.fromkeys(ends) if id in ids]
         if not ends:
             raise ValueError("no end token: eos_token_id is in none of the folder's files")
         files["generation_config.json"] = json.dumps(generation | {"eos_token_id": ends}, indent=1).encode()
         files.pop("config.json", None)            # GPT.save writes that one
-        return dict(ranks=ranks, special=special, plain=[t["content"] for t in added if not t["special"]], eos_ids=ends,
-                    nfc=bool(spec["normalizer"]), patterns=split_patterns(spec["pre_tokenizer"]), files=files)
+        return Tokenizer(ranks, special, [t["content"] for t in added if not t["special"]], ends,
+                         bool(spec["normalizer"]), split_patterns(spec["pre_tokenizer"]), files)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, regex.error) as error:
-        raise ValueError(f"{path}: {type(error).__name__} {error}") from None
+        raise ValueError(f"{path}: {type(error).__name__} {' '.join(str(error).split())}") from None
 
 
 def learn(text, size=512):

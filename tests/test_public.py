@@ -167,7 +167,7 @@ def test_what_a_config_may_leave_out(tmp_path):
     (dict(rope_parameters=dict(rope_type="yarn", factor=2)), "rope_type 'yarn'"), (dict(rope_scaling=dict(rope_type="llama3", factor=8)), "low_freq"),
     (dict(rope_parameters=dict(partial_rotary_factor=0.5)), "partial_rotary_factor 0.5"), (dict(rope_scaling="x"), "config.json"),
     (dict(num_attention_heads=0), "num_attention_heads 0"), (dict(num_attention_heads=3), "multiple"), (dict(vocab_size="7"), "vocab_size '7'"),
-    (dict(max_position_embeddings="absent"), "max_position_embeddings"), (dict(hidden_size=[1]), "config.json")])
+    (dict(vocab_size=True), "vocab_size True"), (dict(rope_theta=float("nan")), "rope_theta nan"), (dict(max_position_embeddings="absent"), "max_position_embeddings"), (dict(hidden_size=[1]), "config.json")])
 def test_configs_that_are_refused(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words) as error:
         config_of(tmp_path, **changes)
@@ -373,8 +373,8 @@ def test_chat_is_that_of_the_public_template(kind, template, tmp_path):
     (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex="(a")), "pattern|tokenizer.json"),
     (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex=r"\p{L}+$")), "pattern"), (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex=r"(a)|b")), "pattern"),
     (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex=r"\p{N}{1,3}+")), "pattern"), (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex=r"\s*")), "pattern"),
-    (dict(model__merges=[["t", "h"], ["a", "b"]]), "tokenizer.json"), (dict(model__merges=[]), "no merge makes"), (dict(model__vocab={"a": 5, "b": 5}, model__merges=[]), "id of two tokens"),
-    (dict(model__vocab={"日": 5}), "tokenizer.json"), (dict(model=None), "tokenizer.json"), (dict(added_tokens__0__id=7), "id of two tokens")])
+    (dict(model__merges=[["t", "h"], ["a", "b"]]), "tokenizer.json"), (dict(model__merges=[]), "no merge makes"), (dict(model__vocab={"a": 5, "b": 5}, model__merges=[]), "of two tokens"),
+    (dict(model__vocab={"日": 5}), "tokenizer.json"), (dict(model=None), "tokenizer.json"), (dict(model__vocab={"a": 1.5}, model__merges=[]), "no number"), (dict(added_tokens__0__id=7), "of two tokens")])
 def test_tokenizers_that_are_refused(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words) as error:
         Tokenizer.load(write(tmp_path, "qwen", **changes))
