@@ -61,7 +61,7 @@ def mean_interval(values):
 
 def check_room(task, sets, tokenizer, model, max_new_tokens):
     """ValueError when a prompt of the problem lists `sets` leaves no room for max_new_tokens in the model's context."""
-    longest = max(len(tokenizer.encode(p["prompt"])) for problems in sets for p in problems)
+    longest = max(len(tokenizer.prompt(p["prompt"])) for problems in sets for p in problems)
     if longest + max_new_tokens > model.config.max_seq_len:
         raise ValueError(f"{task}: the longest prompt, of {longest} tokens, and {max_new_tokens} new ones do not fit "
                          f"into the model's context of {model.config.max_seq_len}")
@@ -71,7 +71,7 @@ def judge(problem, ids, tokenizer):
     """A response, as ids with the end token -> all that rewards and metrics are made of."""
     text = tokenizer.decode(ids)
     count = rewards.reflections(text)
-    return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] != tokenizer.eos_id),
+    return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] not in tokenizer.eos_ids),
                 accuracy=rewards.accuracy(problem, text), format=rewards.format(text),
                 reflection=float(count > 0), reflections=count,
                 english=rewards.language(text, "en"))
@@ -83,8 +83,8 @@ def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, se
     groups, batch = [], max(1, 512 // k)
     for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False, disable=quiet):
         part = problems[i:i + batch]
-        out = sample(model, [tokenizer.encode(p["prompt"]) for p in part], k, max_new_tokens, temperature,
-                     tokenizer.eos_id, seed)
+        out = sample(model, [tokenizer.prompt(p["prompt"]) for p in part], k, max_new_tokens, temperature,
+                     tokenizer.eos_ids, seed)
         ids = [row[:n] for row, n in zip(out.response_ids.tolist(), out.lengths.tolist())]
         groups += [[judge(p, row, tokenizer) for row in ids[j * k:(j + 1) * k]] for j, p in enumerate(part)]
     return groups

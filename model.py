@@ -28,6 +28,7 @@ class GPTConfig:
     n_hidden: int = 320           # width inside the SwiGLU
     head_dim: int = 0             # 0: n_embd // n_head
     rope_theta: float = 10000.0
+    rope_scaling: dict = None     # Llama 3.1: the numbers of pretrained.LLAMA3, as in the public config.json
     norm_eps: float = 1e-6
     qkv_bias: bool = False        # Qwen2
     qk_norm: bool = False         # Qwen3
@@ -153,8 +154,13 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-        angle = torch.outer(torch.arange(config.max_seq_len).float(), freq).repeat(1, 2)        # (max_seq_len, D)
+        # fp32 tables of all positions: 134 MB for 131,072 and D 128. On the CPU even if the weights are on "meta"
+        freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device="cpu").float() / config.head_dim)
+        if config.rope_scaling:                   # long waves are slowed down, short ones kept, those between blended
+            factor, low, high, length = (config.rope_scaling[name] for name in pretrained.LLAMA3)
+            keep = ((length * freq / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
+            freq = freq * (keep + (1 - keep) / factor)
+        angle = torch.outer(torch.arange(config.max_seq_len, device="cpu").float(), freq).repeat(1, 2)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
         for name, p in self.named_parameters():
@@ -207,9 +213,10 @@ class GPT(nn.Module):
 
     @classmethod
     def load(cls, folder, weights=True):
-        """A model from a folder of the public format; with random weights if `weights` is false. ValueError names the
-        file or tensor that does not fit."""
-        model = cls(pretrained.load_config(GPTConfig, folder))
+        """A model, fp32, from a folder of the public format; with random weights if `weights` is false. ValueError
+        names the file, the tensor or the setting of config.json that does not fit."""
+        with torch.device("meta" if weights else "cpu"):      # no time for random weights that are replaced
+            model = cls(pretrained.load_config(GPTConfig, folder))
         if weights:
             pretrained.load_weights(model, folder)
         return model

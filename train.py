@@ -90,10 +90,10 @@ def explore(run, step):
     config, G, device, rows, sampled = run.config, run.hp.group_size, run.config.device, [], 0
     for attempt in range(step * config.resample, (step + 1) * config.resample):
         problems = problems_of(attempt, run.train, config)[:config.problems - len(rows) // G]                    # 5
-        prompts = [run.tokenizer.encode(p["prompt"]) for p in problems]
+        prompts = [run.tokenizer.prompt(p["prompt"]) for p in problems]
         with run.precision:
             drawn = sample(run.nets.policy, prompts, G, config.max_new_tokens, config.temperature,
-                           run.tokenizer.eos_id, seed=config.seed * 1_000_003 + attempt)         # 7   o_1..o_G ~ pi_old
+                           run.tokenizer.eos_ids, seed=config.seed * 1_000_003 + attempt)        # 7   o_1..o_G ~ pi_old
         columns = zip(drawn.response_ids.tolist(), drawn.old_logprobs, drawn.lengths.tolist())
         judged = [judge(problems[i // G], ids[:n], run.tokenizer) | {"prompt": prompts[i // G], "logp": logprobs[:n]}
                   for i, (ids, logprobs, n) in enumerate(columns)]
