@@ -7,6 +7,7 @@
 """
 import json
 import math
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ from sampler import sample
 @dataclass
 class Config:
     model: str                    # checkpoint folder
-    task: str = "pairs"           # pairs, or a .jsonl file
+    task: str = "pairs"           # pairs, countdown, gym:NAME or a .jsonl file
+    reward: str = ""              # file.py:function, to judge instead of the task's verifier
     k: int = 16                   # samples per problem
     problems: int = 128           # at most this many held-out problems of each set
     max_new_tokens: int = 320     # longest response
@@ -53,7 +55,8 @@ def majority(answers):
 
 
 def mean_interval(values):
-    """Mean over problems and half the width of its 95% interval (normal approximation)."""
+    """Mean over problems and half the width of its 95% interval (normal approximation). NaN takes no part."""
+    values = [v for v in values if v == v] or [math.nan]
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
     return mean, 1.96 * spread
@@ -67,12 +70,30 @@ def check_room(task, sets, tokenizer, model, max_new_tokens):
                          f"into the model's context of {model.config.max_seq_len}")
 
 
+COUNTS = Counter()                # of this process: judged responses, and reward_errors among them
+
+
+def accuracy(problem, text):
+    """rewards.accuracy; NaN, counted, where it raises. The first time the traceback is shown; over 1% stop the run."""
+    COUNTS["judged"] += 1
+    try:
+        return rewards.accuracy(problem, text)
+    except Exception:
+        COUNTS["reward_errors"] += 1
+        if COUNTS["reward_errors"] == 1:
+            traceback.print_exc()
+    if COUNTS["reward_errors"] > max(5, COUNTS["judged"] / 100):
+        raise SystemExit(f"the reward raised for {COUNTS['reward_errors']} of {COUNTS['judged']} responses, over 1%")
+    return math.nan
+
+
 def judge(problem, ids, tokenizer):
     """A response, as ids with the end token -> all that rewards and metrics are made of."""
     text = tokenizer.decode(ids)
+    score = accuracy(problem, text)
     count = rewards.reflections(text)
     return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] not in tokenizer.eos_ids),
-                accuracy=rewards.accuracy(problem, text), format=rewards.format(text),
+                accuracy=score, unjudged=float(score != score), format=rewards.format(text),
                 reflection=float(count > 0), reflections=count,
                 english=rewards.language(text, "en"))
 
@@ -95,17 +116,19 @@ def evaluate(model, tokenizer, problems, k=16, max_new_tokens=320, temperature=1
     groups = responses(model, tokenizer, problems, k, max_new_tokens, temperature, seed, quiet)
     greedy = responses(model, tokenizer, problems, 1, max_new_tokens, 0.0, seed, quiet)
     vote = []
-    for group in groups:
+    judged = [rows for group in groups if (rows := [row for row in group if not row["unjudged"]])]
+    for group in judged:
         answers = [rewards.extract_answer(row["text"]) for row in group]
         winner = majority(answers)
         vote.append(group[answers.index(winner)]["accuracy"] if winner is not None else 0.0)
-    mean = lambda name: [sum(row[name] for row in group) / k for group in groups]
+    mean = lambda name, groups=groups: [sum(row[name] for row in group) / len(group) for group in groups]
     per_problem = {
-        "pass@1": mean("accuracy"),
-        f"pass@{k}": [pass_at_k(k, sum(row["accuracy"] == 1 for row in group), k) for group in groups],
+        "pass@1": mean("accuracy", judged),
+        f"pass@{k}": [pass_at_k(len(rows), sum(row["accuracy"] == 1 for row in rows), len(rows)) for rows in judged],
         f"cons@{k}": vote,
         "greedy": [group[0]["accuracy"] for group in greedy],
-        **{name: mean(name) for name in ("length", "reflection", "reflections", "format", "english", "truncated")},
+        **{name: mean(name) for name in ("length", "reflection", "reflections", "format", "english", "truncated",
+                                         "unjudged")},
     }
     metrics = {}
     for name, values in per_problem.items():
@@ -128,7 +151,7 @@ def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
         model, tokenizer = GPT.load(config.model).to(config.device), Tokenizer.load(config.model)
-        _, sets = load_task(config.task)
+        _, sets = load_task(config.task, reward=config.reward)
         check_room(config.task, sets.values(), tokenizer, model, config.max_new_tokens)
         if config.keep:
             open(config.keep, "a").close()        # found out now if it cannot be written
@@ -138,11 +161,12 @@ def main(argv=None):
         columns[name], groups = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
                                          config.temperature, config.seed)
         for checked in (1, 0):
-            hits = [row["accuracy"] for group in groups for row in group if row["reflection"] == checked]
+            hits = [row["accuracy"] for group in groups for row in group
+                    if row["reflection"] == checked and not row["unjudged"]]
             print(f"{name}, {len(hits)} responses {'with' if checked else 'without'} a self-check: "
                   f"{sum(hits) / max(1, len(hits)):.3f} right")
         kept += [{"prompt": p["prompt"], "response": text.removesuffix("<|end|>")} for p, group in zip(problems, groups)
-                 for text in dict.fromkeys(row["text"] for row in group if row["accuracy"] and row["format"])]
+                 for text in dict.fromkeys(row["text"] for row in group if row["accuracy"] == row["format"] == 1)]
     print(table(columns))
     if config.keep:
         with open(config.keep, "w") as f:

@@ -21,7 +21,7 @@ Differs from common practice:
  2. The critic is a network of its own, with its own learning rate: nothing of (7) reaches the policy.
  3. The mean (6) is that of DeepSeekMath's eq. 1 and GRPO's, so that the two differ in nothing but the advantage and the
     place of the KL.
- 4. Every reward must be known: a NaN one, which GRPO leaves out, ends the run with a message.
+ 4. A response whose reward could not be determined (NaN) is left out, as if it had not been sampled.
 """
 import copy
 from dataclasses import dataclass
@@ -83,8 +83,11 @@ def gae(rewards, values, mask, gamma, lam):
 
 
 def advantages(rollout, hp):
-    """One advantage a token (N, T), of mean 0 and variance 1 over the batch; fills rollout.returns."""
-    mask, rewards = rollout.response_mask, torch.zeros_like(rollout.values)
+    """One advantage a token (N, T), of mean 0 and variance 1 over the batch; fills rollout.returns.
+
+    A NaN reward takes its response out of rollout.response_mask: no advantage, no value loss, no share of anything."""
+    rollout.response_mask = mask = rollout.response_mask & ~rollout.rewards.isnan()[:, None]
+    rewards = torch.zeros_like(rollout.values)
     if rollout.ref_logprobs is not None:
         rewards = -hp.kl_coef * (rollout.old_logprobs - rollout.ref_logprobs)                                   # (1)
     rewards[torch.arange(len(mask)), rollout.lengths - 1] += rollout.rewards                                    # (1)
@@ -101,8 +104,7 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()                                                      # (4)
     clipped = ratio.clamp(1 - hp.clip_low, 1 + hp.clip_high)
     J = torch.minimum(ratio * A, clipped * A)                                                                   # (5)
-    metrics = dict(clip_low=((ratio < 1 - hp.clip_low) & (A < 0)).sum(),
-                   clip_high=((ratio > 1 + hp.clip_high) & (A > 0)).sum())
+    metrics = dict(clip_low=((ratio < clipped) & (A < 0)).sum(), clip_high=((ratio > clipped) & (A > 0)).sum())
     if ref_logprobs is not None:
         metrics["kl"] = kl_estimate(logprobs.detach() - torch.where(mask, ref_logprobs, 0.0)).sum()
     return J, metrics

@@ -2,6 +2,7 @@
 
 Families: Llama (SmolLM2 is one), Qwen2, Qwen3. What does not fit is refused by the name of its file and tensor. Weights
 are never unpickled.
+"""
 import json
 import os
 

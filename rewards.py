@@ -12,9 +12,13 @@ searched in linear time (a lazy <answer>(.*?)</answer> takes minutes on 1 MB of 
 Accuracy does not depend on format: text after </answer> or a doubled tag costs the format reward only.
 """
 import ast
+import functools
+import importlib.util
 import re
 from collections import Counter
 from fractions import Fraction
+
+import outside
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END = "<|end|>"                                   # the end token as the tokenizer writes it
@@ -77,14 +81,28 @@ def number(text):
     return -value if m["sign"] == "-" else value
 
 
+@functools.cache
+def latex():
+    """Is math-verify installed? Asked, and said, once."""
+    found = importlib.util.find_spec("math_verify") is not None
+    if not found:
+        print("math-verify is not installed: answers to truths that are no numbers are compared as text", flush=True)
+    return found
+
+
 def equal(answer, truth):
-    """Is the answer the truth? Numbers as exact fractions; a truth that is no number as text, whitespace alike."""
+    """Is the answer the truth? Numbers as exact fractions, all else as text, whitespace alike, or by math-verify.
+
+    None if math-verify took too long to tell."""
     if answer is None:
         return False
     want = number(str(truth))
     if want is not None:
         return number(answer) == want
-    return unboxed(answer).split() == unboxed(str(truth)).split()
+    answer, truth = (" ".join(unboxed(text).split()) for text in (answer, str(truth)))
+    if answer == truth or not answer or len(answer) > LIMIT or not latex():
+        return answer == truth
+    return outside.ask("math_verify", answer, truth)
 
 
 OPERATIONS = {ast.Add: Fraction.__add__, ast.Sub: Fraction.__sub__,
@@ -131,15 +149,25 @@ def countdown(problem, answer):
     return used <= given and len(result[1]) == problem["pick"]
 
 
-VERIFIERS = {"math": math, "countdown": countdown}
+def gym(problem, answer):
+    return outside.ask("reasoning_gym", *problem["item"], answer)
+
+
+VERIFIERS = {"math": math, "countdown": countdown, "gym": gym}
 
 
 def accuracy(problem, response):
-    """1.0 if the answer of the response is right by the verifier of problem["kind"], else 0.0."""
-    if problem["kind"] not in VERIFIERS:          # a fault of the data, so it may stop the run
+    """1.0 if the answer of the response is right by the verifier of problem["kind"], else 0.0 (gym: or a part of 1).
+
+    NaN if the verifier could not tell (None). A problem with a "reward", the user's own, is judged by that alone."""
+    if "reward" in problem:
+        verdict = problem["reward"](problem, response)
+    elif problem["kind"] not in VERIFIERS:        # a fault of the data, so it may stop the run
         raise ValueError(f"problem of kind {problem['kind']!r}: rewards.py judges {', '.join(VERIFIERS)}")
-    answer = extract_answer(response)
-    return float(answer is not None and VERIFIERS[problem["kind"]](problem, answer))
+    else:
+        answer = extract_answer(response)
+        verdict = answer is not None and VERIFIERS[problem["kind"]](problem, answer)
+    return float("nan" if verdict is None else verdict)
 
 
 def format(response, prompt_has_think=False):

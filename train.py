@@ -25,7 +25,7 @@ import ppo
 from checkpoint import Log, commit, save
 from data import load_task
 from data.tokenizer import Tokenizer
-from evaluate import check_room, evaluate, judge, table
+from evaluate import COUNTS, check_room, evaluate, judge, table
 from flags import check, fill, of_run, one_line_errors
 from model import GPT
 from sampler import Rollout, sample
@@ -35,13 +35,14 @@ LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", 
             entropy=".4f", zero_groups=".2f", explained_variance=".3f", tokens_per_second=".0f", seconds=".2f")
 SHORT = dict(tokens_per_second="tokens/s", explained_variance="expl_var")
 METRICS = ("kl", "entropy", "clip_low", "clip_high", "drift")                     # of every algorithm's loss
-MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "truncated")    # of responses trained on
+MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "truncated", "unjudged")   # of responses
 
 
 @dataclass
 class Config:
     algo: str = "grpo"            # grpo or ppo
-    task: str = "pairs"           # pairs, or a .jsonl file
+    task: str = "pairs"           # pairs, countdown, gym:NAME or a .jsonl file
+    reward: str = ""              # file.py:function, to judge instead of the task's verifier
     init: str = "data/base"       # checkpoint folder that RL starts from
     out: str = ""                 # folder of the run; default out/ALGO-TASK-SEED
     resume: bool = False          # go on from the checkpoint in --out
@@ -100,7 +101,7 @@ def explore(run, step):
         for row in judged:
             row["reward"] = reward(row, config)                                                  # 8   r_1..r_G
         groups = [judged[i:i + G] for i in range(0, len(judged), G)]
-        signal = [group for group in groups if len({row["reward"] for row in group}) > 1]
+        signal = [group for group in groups if len({r["reward"] for r in group if not r["unjudged"]}) > 1]
         rows += sum(signal if config.resample > 1 else groups, [])
         sampled += len(judged)
         if len(rows) == config.problems * G:
@@ -163,6 +164,7 @@ def update(run, rollout, step):
 def train_step(run, step):
     """Lines 3 to 11 of Algorithm 1 -> a row of metrics.csv, and a group for samples.txt."""
     algo, nets, hp, config, clock = run.algo, run.nets, run.hp, run.config, time.time()
+    errors = COUNTS["reward_errors"]
     if hp.kl_coef and hp.ref_every and step and step % hp.ref_every == 0:
         nets.ref.load_state_dict(nets.policy.state_dict())                                       # 3   pi_ref <- pi
     rollout, rows, sampled = explore(run, step)                                                  # 5, 7, 8
@@ -175,9 +177,10 @@ def train_step(run, step):
         group["lr"] = group["peak"] * min(1.0, (step + 1) / config.warmup)
     metrics = update(run, rollout, step)                                                         # 10, 11
     seconds, grouped = time.time() - clock, rollout.rewards.view(-1, hp.group_size)
-    row = {"step": step + 1} | {name: sum(r[name] for r in rows) / len(rows) for name in MEANS}
-    right = torch.tensor([r["accuracy"] for r in rows]).view(-1, hp.group_size).amin(1)
-    equal = (grouped.amax(1) == grouped.amin(1)).float()
+    means = torch.tensor([[r[name] for name in MEANS] for r in rows], dtype=torch.float64).nanmean(0).tolist()
+    row = {"step": step + 1, **dict(zip(MEANS, means)), "reward_errors": COUNTS["reward_errors"] - errors}
+    right = torch.tensor([r["accuracy"] for r in rows]).view(-1, hp.group_size).amin(1).nan_to_num(0)
+    equal = (grouped.nan_to_num(-math.inf).amax(1) <= grouped.nan_to_num(math.inf).amin(1)).float()
     row |= {"zero_groups": float(equal.mean()), "all_right": float(right.mean()), **metrics, "responses": sampled,
             "tokens_per_second": float(rollout.lengths.sum()) / seconds,
             "sample_seconds": sample_seconds, "seconds": seconds}
@@ -196,7 +199,7 @@ def setup(argv):
     if tokenizer.vocab_size > policy.config.vocab_size:
         raise ValueError(f"{config.init}: the tokenizer has {tokenizer.vocab_size} tokens, "
                          f"the model {policy.config.vocab_size}")
-    train, sets = load_task(config.task, config.seed)
+    train, sets = load_task(config.task, config.seed, config.reward)
     if config.problems > len(train):
         raise ValueError(f"--problems {config.problems}: {config.task} has {len(train)} training problems")
     check_room(config.task, [train, *sets.values()], tokenizer, policy,

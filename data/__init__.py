@@ -1,28 +1,38 @@
-"""Tasks: `load_task(name, seed)` -> (training problems, {name: held-out problems}).
+"""Tasks: `load_task(name, seed, reward)` -> (training problems, {name: held-out problems}).
 
 A problem is a dict: prompt, kind (which verifier of rewards.py judges it), and what that verifier needs: answer for
-"math"; numbers, target and perhaps pick for "countdown". A name that ends in .jsonl is a file of rows with prompt and
-answer; about one problem in eight of it, by the CRC of its prompt, is held out."""
+"math"; numbers, target and perhaps pick for "countdown"; item for "gym". A name that ends in .jsonl is a file of
+questions and answers (data/jsonl.py); about one problem in eight of it, by the CRC of its prompt, is held out. A name
+gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces the verifiers: the function is called
+with the problem and the response and returns a float, or None for "could not judge"."""
 import importlib
+import runpy
 import zlib
 
-from data.jsonl import read
-from rewards import VERIFIERS
+from data.jsonl import problem, read
 
-TASKS = ("pairs",)                # modules of this folder, imported when asked for
+TASKS = ("pairs", "countdown")    # modules of this folder, imported when asked for
 
 
-def load_task(name, seed=0):
+def load_task(name, seed=0, reward=""):
     if name.endswith(".jsonl"):
         parts = {True: {}, False: {}}          # by prompt: a row that stands twice is one problem
-        for row in read(name, ("prompt", "answer")):
-            parts[zlib.crc32(row["prompt"].encode()) % 8 == 0][row["prompt"]] = {"kind": "math"} | row
+        for row in read(name, convert=problem):
+            parts[zlib.crc32(row["prompt"].encode()) % 8 == 0][row["prompt"]] = row
         if not all(parts.values()):
             raise ValueError(f"{name}: too few rows to hold one in eight out")
-        for problem in [*parts[True].values(), *parts[False].values()]:
-            if problem["kind"] not in VERIFIERS:
-                raise ValueError(f"{name}: rewards.py judges no kind {problem['kind']!r}")
-        return list(parts[False].values()), {"held out": list(parts[True].values())}
-    if name not in TASKS:
-        raise ValueError(f"--task {name}: choose from {', '.join(TASKS)}, or a file that ends in .jsonl")
-    return importlib.import_module(f"data.{name}").load(seed)
+        train, sets = list(parts[False].values()), {"held out": list(parts[True].values())}
+    elif name.startswith("gym:"):
+        train, sets = importlib.import_module("data.gym").load(seed, name.removeprefix("gym:"))
+    elif name in TASKS:
+        train, sets = importlib.import_module(f"data.{name}").load(seed)
+    else:
+        raise ValueError(f"--task {name}: choose from {', '.join(TASKS)}, gym:NAME, or a file that ends in .jsonl")
+    if reward:
+        path, _, function = reward.rpartition(":")
+        found = runpy.run_path(path).get(function) if path else None       # the user's own program
+        if not callable(found):
+            raise ValueError(f"--reward {reward}: a file and a function in it are needed, as in rewards.py:accuracy")
+        for row in sum(sets.values(), train):
+            row["reward"] = found
+    return train, sets

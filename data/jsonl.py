@@ -1,9 +1,13 @@
 """JSON-lines files. A bad row is one line that names the file, the line and the reason."""
 import json
+import re
+
+from data.prompt import ask
+from rewards import number
 
 
-def read(path, keys):
-    """Rows of a JSON-lines file, each an object with a non-empty string under every one of `keys`.
+def read(path, keys=(), convert=lambda row: row):
+    """Rows of a JSON-lines file, each an object with a non-empty string under every one of `keys`, converted.
 
     CRLF, a byte-order mark and blank lines are accepted; anything else raises ValueError("path:line: reason")."""
     rows = []
@@ -17,11 +21,50 @@ def read(path, keys):
                 if not isinstance(row, dict):
                     raise ValueError(f"an object was expected, not {type(row).__name__}")
                 for key in keys:
-                    if not isinstance(row.get(key), str) or not row[key]:
-                        raise ValueError(f"no text under {key!r}")
+                    text(row, key)
+                rows.append(convert(row))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: {error}") from None
-            rows.append(row)
     if not rows:
         raise ValueError(f"{path}: no rows")
     return rows
+
+
+def text(row, *keys):
+    """(the first of `keys` that has a text in it, the text)."""
+    for key in keys:
+        if isinstance(row.get(key), str) and row[key]:
+            return key, row[key]
+    raise ValueError(f"no text under {' or '.join(map(repr, keys))}")
+
+
+def boxed(text):
+    r"""What the last \boxed{...} holds, braces in it and all; nothing if it is never closed."""
+    depth, start = 0, text.rfind("\\boxed{") + len("\\boxed")
+    for m in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):        # \{ is no brace
+        depth += (m[0] == "{") - (m[0] == "}")
+        if depth == 0:
+            return text[start + 1:start + m.start()]
+    return ""
+
+
+def truth(key, text):
+    r"""The final answer: after GSM8K's last ####, in the last \boxed{...}, or all of what is no worked solution."""
+    found = text if key == "answer" or number(text) is not None else ""
+    if "####" in text:
+        found = text.rpartition("####")[2]
+    elif "\\boxed{" in text:
+        found = boxed(text)
+    if not found.strip():
+        raise ValueError(f"no final answer in {key!r}: #### and it, or \\boxed{{it}}")
+    return found.strip()
+
+
+def problem(row):
+    """A row -> a problem. A "prompt" is used as it is, a "question" or "problem" is asked (data/prompt.py)."""
+    key, asked = text(row, "prompt", "question", "problem")
+    asked = {"prompt": asked, "user": asked} if key == "prompt" else ask(asked)
+    row = {"kind": "math"} | row | asked
+    if row["kind"] != "math" and (row["kind"] != "countdown" or not {"numbers", "target"} <= row.keys()):
+        raise ValueError(f"kind {row['kind']!r}: math, with an answer, or countdown, with numbers and a target")
+    return row | {"answer": truth(*text(row, "answer", "solution"))} if row["kind"] == "math" else row

@@ -23,6 +23,7 @@ MUTATIONS = {
     "whitening": ("ppo.py", "torch.std_mean(A[mask], correction=0)", "torch.std_mean(A, correction=0)", "ppo", "lambda_1 or padding"),
     "the value clip": ("ppo.py", "torch.maximum((values", "torch.minimum((values", "ppo", "value"),
     "where the KL goes": ("ppo.py", "rewards = -hp.kl_coef", "rewards = hp.kl_coef", "ppo", "kl"),
+    "an unknown reward": ("ppo.py", " & ~rollout.rewards.isnan()[:, None]", "", "ppo", "unknown"),
     "CISPO's weight": ("grpo.py", "clipped.detach() * A * logprobs", "clipped * A * logprobs", "variants", "formula"),
     "GSPO's root": ("variants.py", 'if kind == "sequence" else 1', 'if kind == "product" else 1', "variants", "formula"),
     "the normaliser": ("grpo.py", "mask.sum(1, keepdim=True).clamp(min=1) / rows", "mask.shape[1] / rows", "grpo", "weights or cut"),

@@ -132,6 +132,22 @@ def test_one_token_in_all_divides_by_nothing(tiny):
     assert ppo.advantages(rollout, ppo.Config(kl_coef=0)).eq(0).all()
 
 
+def test_a_response_whose_reward_is_unknown_is_as_if_not_sampled(tiny):
+    """NaN rewards: the gradients of policy and critic are those of the batch without these rows, however it is cut."""
+    model, hp, gradients = tiny().double(), ppo.Config(group_size=4, kl_coef=0.3), []
+    for cut in (False, True):
+        rollout, nets = scored(model, hp)
+        rollout.rewards[[2, 9]] = torch.nan
+        rollout = rollout.rows(torch.tensor([i for i in range(12) if i not in (2, 9)])) if cut else rollout
+        rollout.advantages = ppo.advantages(rollout, hp)
+        assert rollout.advantages.isfinite().all() and rollout.returns.isfinite().all()
+        gradients += [step_gradient(ppo, nets, rollout, hp, tokens)[0] for tokens in (10 ** 9, 1)]
+    for name, first in gradients[0].items():
+        assert first.norm() > 1e-3 and all((g[name] - first).abs().max() < 1e-9 for g in gradients[1:])
+    rollout.rewards[:] = torch.nan
+    assert ppo.advantages(rollout, hp).eq(0).all() and not rollout.response_mask.any()
+
+
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 def test_value_loss_by_hand():

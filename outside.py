@@ -1,0 +1,103 @@
+"""Verifiers that are other people's code, math-verify and reasoning-gym (both optional), in a process of their own.
+
+They are handed text of a policy, can spend hours or all memory on 200 characters of it (9^9^9^9), and some scorers of
+reasoning-gym evaluate it. So one child process, started when first needed, answers one request after the other within
+a time and a memory limit. The time limit is an alarm without a handler: the system ends the child, whatever it is
+doing, whichever thread asked, and the next request starts another. (math-verify's own limit works in a main thread
+only; it is off.) The child may not write files, start programs or open connections. That stops accidents and simple
+attacks; it is no sandbox.
+"""
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+
+SECONDS, MEMORY = 3.0, 4 << 30
+LOCK, child = threading.Lock(), None
+
+
+def ask(package, *question):
+    """What `same` (math_verify) or `score` (reasoning_gym) returns in the child; None if it takes too long.
+
+    RuntimeError with the child's traceback if it raises. Any thread may ask."""
+    global child
+    with LOCK:
+        if child is None or child.poll() is not None:         # a session of its own: Ctrl-C is for the parent only
+            child = subprocess.Popen([sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                     stderr=subprocess.DEVNULL, text=True, bufsize=1, start_new_session=True,
+                                     env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"})
+        child.stdin.write(json.dumps([package, *question]) + "\n")
+        line = child.stdout.readline()
+        if not line and child.wait() == -signal.SIGALRM:
+            return None
+    answer, error = json.loads(line) if line else (None, f"outside.py ended with status {child.returncode}")
+    if error:
+        raise RuntimeError(error)
+    return answer
+
+
+# --- The child ------------------------------------------------------------------------------------------------------
+
+@functools.lru_cache(4096)
+def same(answer, truth):
+    """Are two LaTeX texts the same value, set, expression, ...? Read by a grammar of LaTeX only, never as Python."""
+    from math_verify import LatexExtractionConfig, parse, verify
+    truth, answer = (f"${text.replace('$', '').rstrip(' .')}$" for text in (truth, answer))
+    truth, answer = (parse(t, [LatexExtractionConfig()], "no_fallback", parsing_timeout=None) for t in (truth, answer))
+    return verify(truth, answer, float_rounding=12, timeout_seconds=None)
+
+
+@functools.lru_cache(4096)
+def item(name, seed, index):
+    """(generator, item). Some draw from the global random state (and some from the order of sets: PYTHONHASHSEED)."""
+    import reasoning_gym
+    random.seed(f"{seed} {index}")
+    generator = reasoning_gym.create_dataset(name, seed=seed, size=index + 1)
+    return generator, generator[index]
+
+
+def score(name, seed, index, answer=None):
+    """An item's question; with an answer, its score. Wrong is also what the scorer cannot read, such as int("x"), if
+    it reads the item's own answer."""
+    generator, entry = item(name, seed, index)
+    if answer is None:
+        return entry["question"]
+    try:
+        return float(generator.score_answer(answer, entry))
+    except Exception:
+        generator.score_answer(entry["answer"], entry)
+        return 0.0
+
+
+def guard(event, arguments):
+    """An audit hook: Python code cannot take it out again."""
+    writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    if writes or event.startswith(("os.", "subprocess.", "socket.", "ctypes.", "shutil.")) and event != "os.listdir":
+        raise PermissionError(event)
+
+
+def serve():
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    replies, sys.stdout = sys.stdout, sys.stderr              # what a package prints is no reply
+    for line in sys.stdin:
+        package, *question = json.loads(line)
+        try:
+            if package not in sys.modules:
+                __import__(package)                           # not within the time limit
+                sys.addaudithook(guard)
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            reply = [{"math_verify": same, "reasoning_gym": score}[package](*question), None]
+        except Exception:
+            reply = [None, traceback.format_exc()]
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    serve()
