@@ -16,6 +16,8 @@ import re
 from collections import Counter
 from fractions import Fraction
 
+import sandbox
+
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END = "<|end|>"                                   # the end token as the tokenizer writes it
 LIMIT = 200                                       # characters of an answer: no huge integer, no deep nesting
@@ -131,7 +133,14 @@ def countdown(problem, answer):
     return used <= given and len(result[1]) == problem["pick"]
 
 
-VERIFIERS = {"math": math, "countdown": countdown}
+def code(problem, answer):
+    """The program in the answer, that of its last ```python block if it has any, passes the tests of the problem."""
+    blocks = answer.split("```")
+    program = blocks[-2].partition("\n")[2] if len(blocks) > 2 else answer
+    return sandbox.run(program, problem["tests"])
+
+
+VERIFIERS = {"math": math, "countdown": countdown, "code": code}
 
 
 def accuracy(problem, response):

@@ -1,15 +1,15 @@
 """Tasks: `load_task(name, seed)` -> (training problems, {name: held-out problems}).
 
 A problem is a dict: prompt, kind (which verifier of rewards.py judges it), and what that verifier needs: answer for
-"math"; numbers, target and perhaps pick for "countdown". A name that ends in .jsonl is a file of rows with prompt and
-answer; about one problem in eight of it, by the CRC of its prompt, is held out."""
+"math"; numbers, target and perhaps pick for "countdown"; tests for "code". A name that ends in .jsonl is a file of rows
+with prompt and answer; about one problem in eight of it, by the CRC of its prompt, is held out."""
 import importlib
 import zlib
 
 from data.jsonl import read
 from rewards import VERIFIERS
 
-TASKS = ("pairs",)                # modules of this folder, imported when asked for
+TASKS = ("pairs", "code")         # modules of this folder, imported when asked for
 
 
 def load_task(name, seed=0):
