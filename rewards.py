@@ -19,6 +19,7 @@ from collections import Counter
 from fractions import Fraction
 
 import outside
+import sandbox
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END = "<|end|>"                                   # the end token as the tokenizer writes it
@@ -149,11 +150,18 @@ def countdown(problem, answer):
     return used <= given and len(result[1]) == problem["pick"]
 
 
+def code(problem, answer):
+    """The program in the answer, that of its last ```python block if it has any, passes the tests of the problem."""
+    blocks = answer.split("```")
+    program = blocks[-2].partition("\n")[2] if len(blocks) > 2 else answer
+    return sandbox.run(program, problem["tests"])
+
+
 def gym(problem, answer):
     return outside.ask("reasoning_gym", *problem["item"], answer)
 
 
-VERIFIERS = {"math": math, "countdown": countdown, "gym": gym}
+VERIFIERS = {"math": math, "countdown": countdown, "code": code, "gym": gym}
 
 
 def accuracy(problem, response):

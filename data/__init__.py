@@ -1,17 +1,17 @@
 """Tasks: `load_task(name, seed, reward)` -> (training problems, {name: held-out problems}).
 
 A problem is a dict: prompt, kind (which verifier of rewards.py judges it), and what that verifier needs: answer for
-"math"; numbers, target and perhaps pick for "countdown"; item for "gym". A name that ends in .jsonl is a file of
-questions and answers (data/jsonl.py); about one problem in eight of it, by the CRC of its prompt, is held out. A name
-gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces the verifiers: the function is called
-with the problem and the response and returns a float, or None for "could not judge"."""
+"math"; numbers, target and perhaps pick for "countdown"; tests for "code"; item for "gym". A name that ends in .jsonl
+is a file of questions and answers (data/jsonl.py); about one problem in eight of it, by the CRC of its prompt, is held
+out. A name gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces the verifiers: the function
+is called with the problem and the response and returns a float, or None for "could not judge"."""
 import importlib
 import runpy
 import zlib
 
 from data.jsonl import problem, read
 
-TASKS = ("pairs", "countdown")    # modules of this folder, imported when asked for
+TASKS = ("pairs", "countdown", "code")        # modules of this folder, imported when asked for
 
 
 def load_task(name, seed=0, reward=""):

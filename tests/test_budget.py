@@ -1,5 +1,6 @@
 """The budget of lines: one person reads the whole in an evening.    python tests/test_budget.py    prints the count."""
 import ast
+import glob
 import io
 import os
 import tokenize
@@ -22,14 +23,13 @@ def code_lines(path):
 
 
 def count():
-    files = [os.path.relpath(os.path.join(folder, f), ROOT) for where in ("", "data", "runs") for folder in [os.path.join(ROOT, where)]
-             for f in os.listdir(folder) if f.endswith(".py")]
+    files = [os.path.relpath(f, ROOT) for where in ("", "data", "data/*", "runs") for f in glob.glob(os.path.join(ROOT, where, "*.py"))]
     return {f: code_lines(os.path.join(ROOT, f)) for f in sorted(files)}
 
 
 def test_budget():
     lines = count()
-    assert sum(lines.get(f, 0) for f in CORE) <= 1000 and sum(lines.values()) <= 1600
+    assert sum(lines.get(f, 0) for f in CORE) <= 1000 and sum(lines.values()) <= 2200
     assert lines["grpo.py"] + lines["ppo.py"] <= 150
 
 
@@ -50,4 +50,4 @@ if __name__ == "__main__":
     found = count()
     for path, n in found.items():
         print(f"{n:5d}  {path}")
-    print(f"{sum(found.get(f, 0) for f in CORE):5d}  core (of 1,000): {', '.join(CORE)}\n{sum(found.values()):5d}  all product code (of 1,600)")
+    print(f"{sum(found.get(f, 0) for f in CORE):5d}  core (of 1,000): {', '.join(CORE)}\n{sum(found.values()):5d}  all product code (of 2,200)")

@@ -1,0 +1,386 @@
+"""Programs that want to be paid without solving the task, programs that reach for what is not theirs, and ordinary ones.
+
+That a barrier holds is shown by a program that answers rightly if and only if it was refused, and by the same line done
+outside the sandbox, where it is not refused. After every test no process and no descriptor may be left."""
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import rewards
+import sandbox
+from conftest import ROOT
+from data import code
+from data.tokenizer import Tokenizer
+from sandbox import canon, run, split
+
+SQUARE = ["assert f(2) == 4", "assert f(5) == 25"]
+try:
+    sandbox.start()
+    isolated = pytest.mark.skipif(False, reason="")
+except ValueError as reason:
+    isolated = pytest.mark.skip(reason=str(reason))
+
+
+def alive():
+    """Processes that run sandbox.py, or descend from this one."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = open(f"/proc/{pid}/cmdline").read()
+            parent = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1]
+        except OSError:
+            continue
+        if "sandbox.py" in line or int(parent) == os.getpid():
+            found.add(pid)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    processes, descriptors = alive(), os.listdir("/proc/self/fd")
+    yield
+    assert alive() <= processes and os.listdir("/proc/self/fd") == descriptors
+
+
+# --- Ordinary programs ----------------------------------------------------------------------------------------------
+
+@isolated
+@pytest.mark.parametrize("source, tests", [
+    ("def f(x): return x * x", SQUARE),
+    ("f = lambda x: x ** 2.0", SQUARE),                                          # 4.0 == 4
+    ("def f(x):\n    print('now', x)\n    return x * x", SQUARE),
+    ("class Stack:\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n        self.items.append(x)\n"
+     "        return self\n\ndef f(n):\n    s = Stack()\n    [s.push(i) for i in range(n)]\n    return s.items",
+     ["assert f(3) == [0, 1, 2]"]),
+    ("def gen(n):\n    for i in range(n):\n        yield i", ["assert list(gen(3)) == [0, 1, 2]", "assert sum(gen(4)) == 6"]),
+    ("from itertools import *\nfrom functools import reduce\ndef f(xs): return list(accumulate(xs)), [*permutations(xs, 2)][:2]",
+     ["assert f([1, 2, 3]) == ([1, 3, 6], [(1, 2), (1, 3)])"]),
+    ("import functools\n@functools.cache\ndef fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)", ["assert fib(90) == 2880067194370816120"]),
+    ("import sys\nsys.setrecursionlimit(10000)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)", ["assert f(5000) == 5000"]),
+    ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\ndef f(x): return P(x).x ** 2", SQUARE),
+    ("from collections import *\ndef f(s): return Counter(s)\ndef g(): return namedtuple('T', 'a b')(1, 2)\n"
+     "def h():\n    d = defaultdict(int)\n    d['b'] += 1\n    d['a'] += 2\n    return d",
+     ["assert f('aab') == {'a': 2, 'b': 1}", "assert g() == (1, 2)", "assert h() == {'a': 2, 'b': 1}"]),
+    ("import enum\nclass E(enum.IntEnum):\n    A = 4\ndef f(x): return E.A if x == 2 else 25", SQUARE),
+    ("import re, math, json, random, string, heapq, bisect, decimal, fractions, datetime, statistics, operator, copy, typing\n"
+     "def f(x): return int(math.isqrt(x ** 4))", SQUARE),
+    ("import threading\nout = []\nt = threading.Thread(target=lambda: out.append(1))\nt.start()\nt.join()\ndef f(x): return x * x if out else 0", SQUARE),
+    ("def f(x): return frozenset([x, 1])\ndef g(): return None\ndef h(x): return x > 3\ndef s(): return 'a\\nb\\u00e9\\ud800'\ndef b(): return b'\\n'",
+     ["assert f(2) == {1, 2}", "assert g() is None", "assert h(4)", "assert not h(3)", "assert h(1) == False, 'three or less'",
+      "assert s() == 'a\\nb\\u00e9\\ud800'", "assert b() == b'\\n'"]),
+    ("if __name__ == '__main__':\n    raise SystemExit(1)\ndef f(x): return x * x", SQUARE),
+    ("print(sum(map(int, input().split())))", [("1 2\n", "3\n"), ("3 4", "7"), ("5 -5\n", "0   \n\n")]),
+    ("import sys\nfor line in sys.stdin:\n    print(line.strip()[::-1])", [("ab\ncd\n", "ba\ndc\n"), ("", "")]),
+    ("def main():\n    print('hé')\n    exit()\nif __name__ == '__main__':\n    main()", [("", "hé")]),
+    ("import os\nos.write(1, os.read(0, 100))", [("as it is\n", "as it is\n")]),
+    ("print('x' * 900_000)", [("", "x" * 900_000)]),
+])
+def test_ordinary_programs_pass(source, tests):
+    assert run(source, tests) is True
+
+
+@isolated
+@pytest.mark.parametrize("source, tests", [
+    ("def f(x): return x + 2", SQUARE), ("def g(x): return x * x", SQUARE), ("", SQUARE), ("def f(x) return", SQUARE),
+    ("def f(x): return str(x * x)", SQUARE), ("f = lambda x: [x * x]", SQUARE), ("f = lambda x: x > 0", ["assert f(1) == 1"]),
+    ("f = lambda: (1, 2)", ["assert f() == [1, 2]"]), ("f = lambda: [1, True]", ["assert f() == [1, 1]"]), ("f = lambda: 1", ["assert f()"]),
+    ("f = lambda: {}", ["assert f() == []"]), ("f = lambda: 1 / 0", ["assert f() is None"]), ("\0", SQUARE), ("\ud800", SQUARE),
+    ("(" * 100_000, SQUARE), ("-" * 100_000 + "1", SQUARE), ("x = 1\nf = lambda x: float('nan')", SQUARE),
+    ("print(3)\nprint(4)", [("", "3")]), ("print(3)", [("", "3\n4")]), ("print(3)\nraise SystemExit(1)", [("", "3")]),
+    ("print(3)\n1 / 0", [("", "3")]), ("", [("", "3")]), ("1 / 0", [("", "")]), ("print(input())", [("3", "3"), ("3", "4")])])
+def test_wrong_programs_fail(source, tests):
+    assert run(source, tests) is False
+
+
+# --- Claims ---------------------------------------------------------------------------------------------------------
+
+@isolated
+@pytest.mark.parametrize("source", [
+    "import os\nos._exit(0)", "import sys\nsys.exit(0)", "def f(x):\n    import os\n    os._exit(0)", "raise SystemExit",
+    "import builtins\nbuiltins.AssertionError = type(None)\nf = lambda x: 5", "f = lambda x: 5\nassert_ = True\n__debug__2 = False",
+    "import builtins, ast\nfor m in (builtins, ast):\n    for n in ('repr', 'eval', 'isinstance', 'type', 'literal_eval', 'str', 'sorted', 'next'):\n"
+    "        if hasattr(m, n):\n            setattr(m, n, lambda *a, **k: True)\nf = lambda x: 5",
+    "class A:\n    def __eq__(self, other): return True\n    __hash__ = None\n    __bool__ = __ne__ = __lt__ = __eq__\nf = lambda x: A()",
+    "class A:\n    def __repr__(self): return '4'\n    __str__ = __repr__\nf = lambda x: A()",
+    "class A(int):\n    def __eq__(self, other): return True\n    def __repr__(self): return '4' if self else '25'\nf = lambda x: A(x)",
+    "class A(str):\n    def __eq__(self, other): return True\nf = lambda x: A('4')",
+    "class A(float):\n    def is_integer(self): return True\n    def __int__(self): return 4\nf = lambda x: A(x)",
+    "f = lambda x: print('True', 'passed', 4, 25)", "print('4\\n25')\nf = lambda x: None",
+    "import sys\nsys.stdout.write('4\\n25\\n' * 9)\nsys.stderr.write('4\\n25\\n')\nsys.stdout.flush()\nimport os\nos._exit(0)",
+    "import os\nfor fd in range(64):\n    try: os.write(fd, b'True\\nTrue\\n')\n    except OSError: pass\nos._exit(0)",
+    "import os\nos.closerange(0, 64)\nf = lambda x: x * x", "import os\nfor fd in range(64):\n    try: os.lseek(fd, 0, 0)\n    except OSError: pass\nf = lambda x: 5",
+    "import sys\nsys.modules['__main__'] = sys.modules['solution'] = None\nf = lambda x: 5",
+    "import sys\nframe = sys._getframe()\nwhile frame:\n    for g in (frame.f_globals, frame.f_locals):\n        if 'canon' in g: g['canon'] = lambda v: 'True'\n"
+    "        if 'calls' in g: g['calls'].clear() if isinstance(g['calls'], list) else g.update(calls=())\n    frame = frame.f_back\nf = lambda x: 5",
+    "import atexit, os\natexit.register(os._exit, 0)\nf = lambda x: 5", "import ctypes\nctypes.string_at(0)",
+    "def f(x):\n    v = []\n    for _ in range(10 ** 5): v = [v]\n    return v", "def f(x):\n    v = []\n    v.append(v)\n    return v",
+    "f = lambda x: 'x' * 10 ** 7", "f = lambda x: 10 ** 10 ** 4", "f = lambda x: (i for i in [4, 25])"])
+def test_claims_are_worth_nothing(source):
+    assert run(source, SQUARE) is False
+
+
+SEARCH = """
+import gc, os, sys
+WHAT = "".join(reversed("DERAPS"))                       # the head of the expected value, not written out here
+def search(root):
+    seen, todo = set(), [root]
+    while todo:
+        thing = todo.pop()
+        if isinstance(thing, str) and thing.startswith(WHAT) and len(thing) > len(WHAT): return thing
+        if isinstance(thing, bytes) and WHAT.encode() in thing: return WHAT + thing.split(WHAT.encode())[1][:4].decode()
+        if id(thing) not in seen:
+            seen.add(id(thing))
+            todo += gc.get_referents(thing)
+def f(x):
+    os.lseek(0, 0, 0)
+    return search([gc.get_objects(), sys._getframe(), os.read(0, 1 << 20), os.environ, sys.argv, sys.orig_argv])
+"""
+
+
+@isolated
+def test_the_expected_value_is_nowhere_in_the_child(monkeypatch):
+    monkeypatch.setenv("EXPECTED", "SPARED1234")
+    assert run(SEARCH, ["assert f(1) == 'SPARED1234'"]) is False
+    assert run(SEARCH.replace("[gc.", "['SPAR' + 'ED1234', gc."), ["assert f(1) == 'SPARED1234'"])      # the search would find it
+    assert run("import os\nf = lambda: sorted({*os.environ} - {'LC_CTYPE'})", ["assert f() == ['PYTHONHASHSEED']"])
+
+
+# --- Barriers -------------------------------------------------------------------------------------------------------
+
+@isolated
+@pytest.mark.parametrize("attempt, harmless", [
+    ("open(SECRET)", 1), ("open('/etc/passwd')", 1), ("os.listdir('/')", 1), ("os.listdir(os.path.dirname(SECRET))", 1), ("open(PROJECT)", 1),
+    ("open('/proc/self/environ')", 1), ("open(f'/proc/{os.getppid()}/mem', 'rb')", 1), ("open(f'/proc/{os.getppid()}/cmdline')", 1),
+    ("open(SECRET + '.new', 'w')", 1), ("open('/dev/shm/pocket', 'w').close(), os.remove('/dev/shm/pocket')", 1), ("open(SECRET, 'a')", 1),
+    ("os.open('/tmp', os.O_TMPFILE | os.O_RDWR)", 1), ("os.mkdir(SECRET + '.dir')", 1), ("os.link(SECRET, SECRET + '.link')", 1),
+    ("os.symlink('/', SECRET + '.sym')", 1), ("os.chmod(SECRET, 0o600)", 1), ("os.chown(SECRET, os.getuid(), os.getgid())", 1),
+    ("os.utime(SECRET, (0, 0))", 1), ("os.truncate(SECRET, 0)", 1), ("os.rename(SECRET, SECRET + '.moved')", 1), ("os.remove(SECRET + '.moved')", 1),
+    ("socket.socket()", 1), ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", 1), ("socket.socket(socket.AF_UNIX)", 1), ("socket.socketpair()", 1),
+    ("os.fork() or os._exit(0)", 1), ("os.posix_spawn('/bin/true', ['true'], {})", 1), ("subprocess.run(['/bin/true'], check=True)", 1),
+    ("os.execv('/bin/true', ['true'])", 1), ("os.kill(os.getppid(), 0)", 1), ("os.kill(os.getpid(), signal.SIGSTOP)", 0),
+    ("os.killpg(0, signal.SIGKILL)", 0), ("signal.raise_signal(signal.SIGSTOP)", 0), ("os.setpgid(0, 0)", 0),
+    ("signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)", 0), ("os.setsid()", 0), ("os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)", 0),
+    ("resource.prlimit(os.getppid(), resource.RLIMIT_CORE)", 1), ("os.pipe()", 1), ("os.memfd_create('x')", 1), ("os.eventfd(0)", 1),
+    ("syscall(57) or os._exit(0)", 1), ("syscall(435, 0, 0)", 0), ("syscall(56, 17, 0, 0, 0, 0) or os._exit(0)", 1), ("syscall(41, 2, 1, 0)", 1), ("syscall(425, 1, bytes(120))", 0),
+    ("syscall(2, SECRET.encode(), 0x41, 0)", 1), ("syscall(29, 0, 4096, 0o1600)", 0), ("syscall(157, 1, 0, 0, 0, 0)", 1), ("syscall(272, 0x10000000)", 0),
+    ("syscall(101, 16, os.getppid(), 0, 0)", 0), ("syscall(0x40000000 + 39)", 0), ("syscall(165, b'none', b'/tmp', b'tmpfs', 0, 0)", 0), ("syscall(165, b'none', b'/tmp', b'tmpfs', 0, 0)", 0),
+])
+def test_barriers_hold(attempt, harmless, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("the answer")
+    os.utime(secret, (1, 1))
+    if ".moved" in attempt:
+        (tmp_path / "secret.moved").write_text("x")
+    files = sorted(os.listdir(tmp_path))
+    source = f"""
+import ctypes, os, resource, signal, socket, subprocess, sys, threading
+SECRET, PROJECT = {str(secret)!r}, {os.path.join(ROOT, "data", "code.py")!r}
+def syscall(number, *arguments):
+    result = ctypes.CDLL(None).syscall(number, *arguments)
+    if result < 0: raise OSError(number)
+    return result
+refused = False
+try: {attempt}
+except OSError: refused = True
+f = lambda x: x * x if refused else -1
+"""
+    assert run(source, SQUARE) is True
+    assert sorted(os.listdir(tmp_path)) == files and secret.read_text() == "the answer" and secret.stat().st_mtime == 1
+    if harmless:
+        done = subprocess.run([sys.executable, "-c", source + "sys.exit(7 if refused else 0)"], stderr=subprocess.PIPE, start_new_session=True)
+        assert done.returncode == 0, done.stderr
+
+
+@isolated
+@pytest.mark.parametrize("source", [
+    "while True: pass", "import time\ntime.sleep(100)", "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+    "import os\nwhile True: os.fork()", "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+    "x = bytearray(10 ** 10)", "x = []\nwhile True: x.append(bytearray(10 ** 6))", "x = '9' * 10 ** 9", "9 ** 9 ** 9",
+    "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "import threading\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1) if _]).start()\nf = lambda x: x * x",
+    "import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        import time\n        time.sleep(100)\n    os._exit(0)\nf = lambda x: x * x",
+    "import subprocess\nsubprocess.Popen(['sleep', '100'], start_new_session=True)\nf = lambda x: x * x",
+    "import signal, time\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(100)",
+    "import atexit, time\natexit.register(time.sleep, 100)\nf = lambda x: x * x", "def f(x):\n    while True: print('x' * 10 ** 6)",
+    "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(100,)).start()"])
+def test_bombs_end_and_leave_nothing(source):
+    began = time.time()
+    assert run(source, SQUARE, timeout=0.7) is False
+    assert time.time() - began < 3                                               # 0.7 s and a busy machine
+
+
+@isolated
+@pytest.mark.parametrize("source", ["while True: print('x' * 10 ** 6)", "print('x' * 10 ** 8)", "import sys\nsys.stdout.buffer.write(bytes(2 ** 21))",
+                                    "import os\nwhile True: os.write(1, bytes(10 ** 6))", "import os\nos.lseek(1, 2 ** 40, 0)\nos.write(1, b'x')"])
+def test_huge_output_fails(source):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert run(source, [("", "x" * 10 ** 8 if "8" in source else "x")], timeout=0.7) is False
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000                     # KB: of the 100 MB expected above
+
+
+@isolated
+def test_the_memory_limit_is_the_one_asked_for():
+    source = "def f(mb): return len(bytearray(mb << 20))"
+    assert run(source, [f"assert f(100) == {100 << 20}"]) and not run(source, [f"assert f(300) == {300 << 20}"])
+    assert run(source, [f"assert f(300) == {300 << 20}"], memory_mb=512) and not run(source, [f"assert f(100) == {100 << 20}"], memory_mb=64)
+
+
+@isolated
+def test_a_program_dies_with_the_trainer():
+    script = f"import sys\nsys.path.insert(0, {ROOT!r})\nimport sandbox\nsandbox.start()\nprint('ready', flush=True)\nsandbox.run('import time\\ntime.sleep(60)', ['assert f(1) == 1'], timeout=60)"
+    before = alive()
+    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert trainer.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    assert len(alive() - before) == 2                                            # it and the program
+    trainer.send_signal(signal.SIGKILL)
+    trainer.communicate()
+    for _ in range(50):
+        if alive() <= before:
+            break
+        time.sleep(0.1)
+    assert alive() <= before
+
+
+@isolated
+def test_many_calls_threads_and_the_price_of_one():
+    program, wrong, seconds = "def f(x): return x * x", [], []
+    def work():
+        wrong.extend(i for i in range(5) if not run(program, SQUARE) or run("f = id", SQUARE))
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    used = lambda: sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    for _ in range(40):
+        began = used()
+        assert run(program, SQUARE)
+        seconds.append(used() - began)
+    assert statistics.median(seconds) < 0.070                                    # of computing, whatever else the machine does
+
+
+@isolated
+def test_the_same_program_gives_the_same_values():
+    program = "def f(): return list({'a', 'b', 'c', 'd', 'e', 'f', 'g'})"           # in the order of the hash seed
+    orders = {tuple(sandbox.execute(sandbox.layers[0], program, ["f()"], "", 2.0, 256)[1]) for _ in range(6)}
+    assert len(orders) == 1
+
+
+# --- Refusals -------------------------------------------------------------------------------------------------------
+
+def start_of_a_broken_copy(folder, right, wrong, unsafe):
+    source = open(os.path.join(ROOT, "sandbox.py")).read()
+    assert source.count(right) == 1
+    (folder / "sandbox.py").write_text(source.replace(right, wrong))
+    script = (f"import sys\nsys.path.insert(0, {str(folder)!r})\nimport sandbox\ntry: sandbox.start({unsafe})\nexcept ValueError as e: print(e)\n"
+              "else: print(sandbox.run('f = lambda x: x * x', ['assert f(2) == 4']))")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    return done.stdout, done.stderr
+
+
+@isolated
+@pytest.mark.parametrize("right, wrong, lost", [
+    ("libc.syscall(446, rules, 0)", "libc.syscall(446, -1, 0)", "host files IN REACH, network and processes off"),
+    ("22, 2, struct", "22, 9, struct", "host files hidden, network and processes IN REACH")])
+def test_without_isolation_nothing_runs_unless_it_is_allowed(right, wrong, lost, tmp_path):
+    out, err = start_of_a_broken_copy(tmp_path, right, wrong, unsafe=False)
+    assert "without isolation" in out and lost in out and err.startswith(f"code sandbox: {lost}, namespaces o") and err.count("\n") == 1
+    assert start_of_a_broken_copy(tmp_path, right, wrong, unsafe=True)[0] == "True\n"
+
+
+@isolated
+def test_a_child_that_does_not_start_is_no_wrong_answer(tmp_path, monkeypatch):
+    out, _ = start_of_a_broken_copy(tmp_path, "libc = ctypes.CDLL(None)", "raise OSError('no such luck')", unsafe=True)
+    assert "no such luck" in out                                                 # refused, even so
+    assert run("f = lambda x: x * x", SQUARE)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="did not start"):
+        run("f = lambda x: x * x", SQUARE)
+
+
+def test_importing_starts_nothing():
+    script = f"import sys\nsys.path.insert(0, {ROOT!r})\nimport subprocess\nsubprocess.Popen = None\nimport rewards, sandbox, data.code\nassert sandbox.layers is None"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.parametrize("test, wanted", [
+    ("assert f(2) == 4", ("f(2)", "4")), ("assert f(2) == 4.0, 'no'", ("f(2)", "4")), ("assert f(*[1], k=2) == (1,)", ("f(*[1], k=2)", "tuple(1)")),
+    ("assert f(f(2)) == -1", ("f(f(2))", "-1")), ("assert f(2) is None", ("f(2)", "None")), ("assert f(2)", ("f(2)", "True")),
+    ("assert not f(2)", ("f(2)", "False")), ("assert list(g([1] * 3)) == []", ("list(g([1] * 3))", "list()")),
+    ("assert f(10 ** 9, [x for x in 'ab']) == {'b': 1, 'a': {2, 1}}", ("f(10 ** 9, [x for x in 'ab'])", "dict(tuple('a', set(1, 2)), tuple('b', 1))"))])
+def test_an_assert_line_is_taken_apart(test, wanted):
+    assert split(test) == wanted
+
+
+@pytest.mark.parametrize("test", [
+    "assert abs(f(2) - 4) == 0", "assert isclose(f(2), 4)", "assert math.isclose(f(2), 4)", "assert isinstance(f(2), int)", "assert f(2) == g(2)",
+    "assert (f(2) == 4) == True", "assert f(2) == 4 == 4", "assert 4 == f(2)", "assert f(2) != 5", "assert f(2) < 5", "assert f(2) in (4, 5)",
+    "assert f(2) == 4 and f(3) == 9", "assert f(2).__eq__(4)", "assert all([f(2), 4])", "assert all(f(x) == 4 for x in [2])", "assert True", "assert x == 4",
+    "assert (lambda: f(2) == 4)()", "assert f(2) == {[]}", "assert f(2) == ...", "f(2) == 4", "x = 1\nassert f(x) == 4", "assert f(2) ==", "", "\0", "assert f(2) == 1j"])
+def test_other_tests_are_refused(test):
+    with pytest.raises(ValueError, match="cannot judge the test"):
+        split(test)
+
+
+@isolated
+def test_a_program_without_tests_is_refused():
+    with pytest.raises(ValueError, match="without tests"):
+        run("f = 1", [])
+    with pytest.raises(ValueError, match="cannot judge"):
+        run("f = lambda x: x * x", ["assert f(2) == 4", "assert True"])
+
+
+def test_canon_is_equality_but_for_types():
+    values = [None, True, False, 0, 1, -0.0, 1.0, 0.5, 1e300, 10 ** 300, float("inf"), "1", "", "None", b"1", [], (), set(), {}, frozenset(), [1], (1,), {1}, {1: 1},
+              {1.0: True}, {1: True}, [True], ["a, b"], ["a", "b"], {"a": 1, "b": 2}, {"b": 2, "a": 1}, {"ab", "c"}, frozenset({"c", "ab"}), [[1], 2], [[1, 2]], ((),), ("",)]
+    boolean = lambda v: type(v).__name__ + repr(v) if isinstance(v, bool) else {k: boolean(x) for k, x in v.items()} if isinstance(v, dict) else \
+        [boolean(x) for x in v] if isinstance(v, list) else v                    # what == does not tell apart
+    for a in values:
+        for b in values:
+            assert (canon(a) == canon(b)) == (boolean(a) == boolean(b)), (a, b)
+    with pytest.raises(IndexError):
+        canon(object())
+
+
+# --- The task -------------------------------------------------------------------------------------------------------
+
+@isolated
+def test_the_task_is_solvable_and_tables_of_the_examples_fail():
+    train, sets = code.load(0)
+    assert train != code.load(1)[0] and sets == code.load(1)[1]
+    everything = train + sum(sets.values(), [])
+    functions = {name: {p["solution"] for p in problems} for name, problems in ({"train": train} | sets).items()}
+    assert not functions["train"] & (functions["new functions"] | functions["two cases"])
+    assert len(functions["train"]) > 300 and min(map(len, functions.values())) > 30, {k: len(v) for k, v in functions.items()}
+    prompts = {p["prompt"] for p in train}
+    assert not any(p["prompt"] in prompts for name in sets for p in sets[name])
+    tokenizer = Tokenizer.load(os.path.join(ROOT, "data", "base"))
+    assert max(len(tokenizer.encode(p["prompt"])) for p in everything) < 64
+    for p in everything[::5]:                     # by plain Python: the texts are our own
+        space = {}
+        exec(p["solution"], space)
+        shown = [f"assert {part.replace('=', ' == ')}" for part in p["prompt"].removeprefix("User: ").removesuffix("\nAssistant:").split()]
+        assert len(shown) == 4 and shown == p["tests"][:4] and len({*p["tests"]}) == 10 and all(map(split, p["tests"]))
+        for test in p["tests"]:
+            exec(test, space)
+    for p in [*train[:6], *sets["new functions"][:3], *sets["two cases"][:3]]:
+        table = dict(eval(part.replace("f(", "(").replace(")=", ",") + ")") for part in p["prompt"].split()[1:5])
+        for source, right in ((p["solution"], 1.0), (f"f = {table}.get", 0.0), ("def f(x): return x", 0.0)):
+            assert rewards.accuracy(p, f"<think>hm</think>\n<answer>{source}</answer>") == right
+
+
+@isolated
+@pytest.mark.parametrize("answer, right", [
+    ("def f(x): return x*x", 1), ("\n```python\ndef f(x):\n    return x*x\n```\n", 1), ("```\nf = lambda x: x*x\n```", 1), ("Here it is:\n```py\nf = lambda x: x*x\n``` done", 1),
+    ("```python\nf = 1\n```\nno:\n```python\nf = lambda x: x*x\n```", 1), ("```python\nf = lambda x: x*x\n```\nor\n```python\nf = 1\n```", 0),
+    ("```python\ndef f(x): return x*x", 0), ("``` ```", 0), ("```", 0), ("", 0), ("```" * 200_000, 0), ("4 25", 0)])
+def test_the_verifier(answer, right):
+    assert rewards.accuracy({"kind": "code", "tests": SQUARE}, f"<think>x</think><answer>{answer}</answer>") == right
