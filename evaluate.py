@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import rewards
 from data import load_task
-from data.tokenizer import Tokenizer
+from data.tokenizer import OPEN, Tokenizer
 from flags import check, fill, one_line_errors, parse
 from model import GPT
 from sampler import sample
@@ -25,8 +25,12 @@ from sampler import sample
 @dataclass
 class Config:
     model: str                    # checkpoint folder
-    task: str = "pairs"           # pairs, countdown, gym:NAME or a .jsonl file
+    task: str = "pairs"           # pairs, countdown, code, gym:NAME or a .jsonl file
     reward: str = ""              # file.py:function, to judge instead of the task's verifier
+    unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
+    chat: bool = False            # put the problems in the chat format of the model
+    system: str = ""              # with --chat: text of the system's turn
+    think: bool = False           # the prompt opens the <think> block
     k: int = 16                   # samples per problem
     problems: int = 128           # at most this many held-out problems of each set
     max_new_tokens: int = 320     # longest response
@@ -64,7 +68,7 @@ def mean_interval(values):
 
 def check_room(task, sets, tokenizer, model, max_new_tokens):
     """ValueError when a prompt of the problem lists `sets` leaves no room for max_new_tokens in the model's context."""
-    longest = max(len(tokenizer.prompt(p["prompt"])) for problems in sets for p in problems)
+    longest = max(len(tokenizer.prompt(p)) for problems in sets for p in problems)
     if longest + max_new_tokens > model.config.max_seq_len:
         raise ValueError(f"{task}: the longest prompt, of {longest} tokens, and {max_new_tokens} new ones do not fit "
                          f"into the model's context of {model.config.max_seq_len}")
@@ -88,8 +92,9 @@ def accuracy(problem, text):
 
 
 def judge(problem, ids, tokenizer):
-    """A response, as ids with the end token -> all that rewards and metrics are made of."""
-    text = tokenizer.decode(ids)
+    """A response, as ids with the end token -> all that rewards and metrics are made of. Its text begins with the
+    <think> that the prompt opened."""
+    text = OPEN * tokenizer.think + tokenizer.decode(ids)
     score = accuracy(problem, text)
     count = rewards.reflections(text)
     return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] not in tokenizer.eos_ids),
@@ -104,7 +109,7 @@ def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, se
     groups, batch = [], max(1, 512 // k)
     for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False, disable=quiet):
         part = problems[i:i + batch]
-        out = sample(model, [tokenizer.prompt(p["prompt"]) for p in part], k, max_new_tokens, temperature,
+        out = sample(model, [tokenizer.prompt(p) for p in part], k, max_new_tokens, temperature,
                      tokenizer.eos_ids, seed)
         ids = [row[:n] for row, n in zip(out.response_ids.tolist(), out.lengths.tolist())]
         groups += [[judge(p, row, tokenizer) for row in ids[j * k:(j + 1) * k]] for j, p in enumerate(part)]
@@ -151,7 +156,8 @@ def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
         model, tokenizer = GPT.load(config.model).to(config.device), Tokenizer.load(config.model)
-        _, sets = load_task(config.task, reward=config.reward)
+        _, sets = load_task(config.task, reward=config.reward, unsafe_code=config.unsafe_code)
+        tokenizer.chat, tokenizer.system, tokenizer.think = config.chat, config.system, config.think
         check_room(config.task, sets.values(), tokenizer, model, config.max_new_tokens)
         if config.keep:
             open(config.keep, "a").close()        # found out now if it cannot be written

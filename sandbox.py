@@ -15,13 +15,12 @@ itself, it can only claim values, and has to know the right ones. Nothing that c
                                         show the child the expected value or take its word for it: ValueError
 
 The child is one process that can only compute. seccomp: a list of harmless system calls; no other process, no socket,
-no signal to others, no file for writing. Landlock: no file but the interpreter's libraries. Where `unshare` works,
-user, mount, network and ipc namespaces of its own (a pid namespace would need a second process; there is only one).
-Limits on memory, time and output (1 MB); no environment; its own session. `start` says what holds, and refuses to go on
-without seccomp or Landlock.
+no thread, no signal to others, no file for writing. Landlock: no file but the interpreter's libraries. Limits on
+memory, time and output (1 MB); no environment; its own session. (Namespaces would hide what no system call is left to
+reach.) `start` says what holds, and refuses to go on without seccomp or Landlock.
 
-What a program has not got: child processes, files, packages outside the standard library. What is left over: the kernel
-is shared (for a model meant to be hostile, put a virtual machine round it), and a program can see that a file exists,
+What a program has not got: child processes, threads, files, packages outside the standard library. What is left over:
+the kernel is shared (for a model meant to be hostile, put a virtual machine round it), and a program can see that a file exists,
 though not what is in it. x86-64 Linux 5.13 or newer.
 """
 import ctypes
@@ -38,8 +37,7 @@ if __name__ != "__main__":        # the child starts in half the time without th
     from tempfile import TemporaryFile
 
 SAFE = "host files hidden, network and processes off"
-NAMESPACES = ("unshare", "--map-root-user", "--mount", "--net", "--ipc")
-layers = None                     # once `start` has run: the head of the command line, and what a child says of itself
+layers = None                     # once `start` has run: what a child says of its confinement
 
 
 def canon(value):
@@ -62,11 +60,10 @@ HARMLESS = {*range(29), *range(32, 40), 60, 63, 72, 79, 89, *range(96, 101), 102
 
 
 def seccomp_filter():
-    """HARMLESS as a BPF program, and of two calls a part: openat (257) to read, clone (56) for a thread."""
+    """HARMLESS as a BPF program, and openat (257) to read."""
     load, equal, any_bit, end = 0x20, 0x15, 0x45, 0x06
     steps = [(load, 4, 0, 0), (equal, 0xC000003E, 0, "no"), (load, 0, 0, 0),               # architecture; number
              (equal, 257, 0, 2), (load, 32, 0, 0), (any_bit, 0x400243, "no", "yes"),       # flags that write
-             (equal, 56, 0, 2), (load, 16, 0, 0), (any_bit, 0x10000, "yes", "no"),         # CLONE_THREAD
              *((equal, number, "yes", 0) for number in HARMLESS), (end, 0x50026, 0, 0), (end, 0x7FFF0000, 0, 0)]
     goal = {"no": len(steps) - 2, "yes": len(steps) - 1}                                   # ENOSYS; allow
     return b"".join(struct.pack("HBBI", code, *(goal[to] - i - 1 if to in goal else to for to in jumps), value)
@@ -112,13 +109,13 @@ def child(size):
 
 # --- The parent -----------------------------------------------------------------------------------------------------
 
-def execute(prefix, source, calls, stdin, timeout, memory_mb):
+def execute(source, calls, stdin, timeout, memory_mb):
     """-> (what the child says of its confinement, lines of its answer or None if the program failed or was stopped)."""
     request = marshal.dumps((source, calls, memory_mb, int(timeout) + 2))
     with TemporaryFile() as head, TemporaryFile() as out, TemporaryFile() as errors:       # unlike a pipe cannot block
         head.write(request + stdin.encode())
         head.seek(0)
-        with subprocess.Popen([*prefix, sys.executable, "-sSB", os.path.abspath(__file__), str(len(request))], cwd="/",
+        with subprocess.Popen([sys.executable, "-sSB", os.path.abspath(__file__), str(len(request))], cwd="/",
                               env={"PYTHONHASHSEED": "0"}, stdin=head, stdout=out, stderr=errors, start_new_session=True
                               ) as process:
             try:
@@ -138,13 +135,11 @@ def start(unsafe=False):
     the network or other processes, unless `unsafe`. `run` calls it; call it before to fail early, or to allow that."""
     global layers
     if layers is None:
-        works = subprocess.run(" ".join(NAMESPACES) + " true", shell=True, stderr=subprocess.DEVNULL).returncode == 0
-        prefix = NAMESPACES if works else ()
-        said = execute(prefix, "", (), "", 10.0, 256)[0] if sys.platform == "linux" else "this is not Linux"
-        print(f"code sandbox: {said}, namespaces {'on' if prefix else 'OFF'}", file=sys.stderr, flush=True)
+        said = execute("", (), "", 10.0, 256)[0] if sys.platform == "linux" else "this is not Linux"
+        print(f"code sandbox: {said}", file=sys.stderr, flush=True)
         if said != SAFE and not (unsafe and said.startswith("host files")):
             raise ValueError(f"programs of the model are not run without isolation: {said.strip()[-200:]}")
-        layers = prefix, said
+        layers = said
 
 
 def is_call(node):
@@ -169,22 +164,26 @@ def split(test):
     raise ValueError(f"sandbox.py cannot judge the test {test!r}: it takes assert CALL == LITERAL, assert [not] CALL")
 
 
+def jobs(tests):
+    """Tests as of `run` -> [(calls that one process computes, its stdin, the lines that it must answer)]."""
+    if tests and isinstance(tests, (list, tuple)):
+        if isinstance(tests[0], str):
+            calls, wanted = zip(*map(split, tests))
+            return [(calls, "", list(wanted))]
+        if all(isinstance(test, (list, tuple)) and [*map(type, test)] == [str, str] for test in tests):
+            return [((), stdin, [line.rstrip() for line in out.rstrip().split("\n")]) for stdin, out in tests]
+    raise ValueError("tests are needed, at least one: all of them assert lines, or all of them (stdin, stdout) pairs")
+
+
 def run(source, tests, timeout=2.0, memory_mb=256):
     """Does the program pass all tests? tests: assert lines, run in one process, or (stdin, stdout) pairs, a process
     each, where space at the end of a line is free. timeout: seconds of wall clock for a process.
 
     ValueError: tests that cannot be judged. RuntimeError: the sandbox did not start. No program makes it raise."""
     start()
-    if not tests:
-        raise ValueError("a program without tests cannot be judged")
-    if isinstance(tests[0], str):
-        calls, wanted = zip(*map(split, tests))
-        jobs = [(calls, "", list(wanted))]
-    else:
-        jobs = [((), stdin, [line.rstrip() for line in stdout.rstrip().split("\n")]) for stdin, stdout in tests]
-    for calls, stdin, wanted in jobs:
-        said, lines = execute(layers[0], source, calls, stdin, timeout, memory_mb)
-        if said != layers[1]:     # nothing of the program has run: no wrong answer, but no answer
+    for calls, stdin, wanted in jobs(tests):
+        said, lines = execute(source, calls, stdin, timeout, memory_mb)
+        if said != layers:     # nothing of the program has run: no wrong answer, but no answer
             raise RuntimeError(f"the code sandbox did not start: {said.strip()[-200:] or 'no time'}")
         if lines != wanted:
             return False

@@ -67,7 +67,7 @@ def main(argv=None):
         torch.manual_seed(config.seed)
         tokenizer = Tokenizer.load(config.init)
         model = GPT.load(config.init, weights=not config.scratch).to(config.device)
-        pairs = [(tokenizer.prompt(row["prompt"]), tokenizer.encode(row["response"]) + [tokenizer.eos_id])
+        pairs = [(tokenizer.prompt(row), tokenizer.encode(row["response"]) + [tokenizer.eos_id])
                  for row in tqdm(read(config.data, ("prompt", "response")), desc="tokenize", leave=False)]
         columns = sum(max(map(len, side)) for side in zip(*pairs))
         if columns > model.config.max_seq_len:

@@ -41,8 +41,12 @@ MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "tru
 @dataclass
 class Config:
     algo: str = "grpo"            # grpo or ppo
-    task: str = "pairs"           # pairs, countdown, gym:NAME or a .jsonl file
+    task: str = "pairs"           # pairs, countdown, code, gym:NAME or a .jsonl file
     reward: str = ""              # file.py:function, to judge instead of the task's verifier
+    unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
+    chat: bool = False            # put the problems in the chat format of the model
+    system: str = ""              # with --chat: text of the system's turn
+    think: bool = False           # the prompt opens the <think> block
     init: str = "data/base"       # checkpoint folder that RL starts from
     out: str = ""                 # folder of the run; default out/ALGO-TASK-SEED
     resume: bool = False          # go on from the checkpoint in --out
@@ -91,7 +95,7 @@ def explore(run, step):
     config, G, device, rows, sampled = run.config, run.hp.group_size, run.config.device, [], 0
     for attempt in range(step * config.resample, (step + 1) * config.resample):
         problems = problems_of(attempt, run.train, config)[:config.problems - len(rows) // G]                    # 5
-        prompts = [run.tokenizer.prompt(p["prompt"]) for p in problems]
+        prompts = [run.tokenizer.prompt(p) for p in problems]
         with run.precision:
             drawn = sample(run.nets.policy, prompts, G, config.max_new_tokens, config.temperature,
                            run.tokenizer.eos_ids, seed=config.seed * 1_000_003 + attempt)        # 7   o_1..o_G ~ pi_old
@@ -199,7 +203,8 @@ def setup(argv):
     if tokenizer.vocab_size > policy.config.vocab_size:
         raise ValueError(f"{config.init}: the tokenizer has {tokenizer.vocab_size} tokens, "
                          f"the model {policy.config.vocab_size}")
-    train, sets = load_task(config.task, config.seed, config.reward)
+    train, sets = load_task(config.task, config.seed, config.reward, config.unsafe_code)
+    tokenizer.chat, tokenizer.system, tokenizer.think = config.chat, config.system, config.think
     if config.problems > len(train):
         raise ValueError(f"--problems {config.problems}: {config.task} has {len(train)} training problems")
     check_room(config.task, [train, *sets.values()], tokenizer, policy,

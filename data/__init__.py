@@ -1,20 +1,22 @@
-"""Tasks: `load_task(name, seed, reward)` -> (training problems, {name: held-out problems}).
+"""Tasks: `load_task(name, seed, reward, unsafe_code)` -> (training problems, {name: held-out problems}).
 
 A problem is a dict: prompt, kind (which verifier of rewards.py judges it), and what that verifier needs: answer for
 "math"; numbers, target and perhaps pick for "countdown"; tests for "code"; item for "gym". A name that ends in .jsonl
 is a file of questions and answers (data/jsonl.py); about one problem in eight of it, by the CRC of its prompt, is held
 out. A name gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces the verifiers: the function
-is called with the problem and the response and returns a float, or None for "could not judge"."""
+is called with the problem and the response and returns a float, or None for "could not judge". Programs of the model are run in a sandbox; where the
+system has none, this raises ValueError unless `unsafe_code`."""
 import importlib
 import runpy
 import zlib
 
+import sandbox
 from data.jsonl import problem, read
 
 TASKS = ("pairs", "countdown", "code")        # modules of this folder, imported when asked for
 
 
-def load_task(name, seed=0, reward=""):
+def load_task(name, seed=0, reward="", unsafe_code=False):
     if name.endswith(".jsonl"):
         parts = {True: {}, False: {}}          # by prompt: a row that stands twice is one problem
         for row in read(name, convert=problem):
@@ -28,11 +30,14 @@ def load_task(name, seed=0, reward=""):
         train, sets = importlib.import_module(f"data.{name}").load(seed)
     else:
         raise ValueError(f"--task {name}: choose from {', '.join(TASKS)}, gym:NAME, or a file that ends in .jsonl")
+    rows = sum(sets.values(), train)
     if reward:
         path, _, function = reward.rpartition(":")
         found = runpy.run_path(path).get(function) if path else None       # the user's own program
         if not callable(found):
             raise ValueError(f"--reward {reward}: a file and a function in it are needed, as in rewards.py:accuracy")
-        for row in sum(sets.values(), train):
+        for row in rows:
             row["reward"] = found
+    elif any(row["kind"] == "code" for row in rows):
+        sandbox.start(unsafe_code)
     return train, sets

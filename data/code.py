@@ -11,27 +11,15 @@ import itertools
 import random
 import zlib
 
-import sandbox
+from data.prompt import ask
 
 INPUTS = range(20)
-FORMS = {
-    "{a}*x+{b}": lambda x, a, b: a * x + b,
-    "{a}*x-{b}": lambda x, a, b: a * x - b,
-    "x*x+{b}*x+{a}": lambda x, a, b: x * x + b * x + a,
-    "x//{a}+{b}": lambda x, a, b: x // a + b,
-    "x%{a}*{b}": lambda x, a, b: x % a * b,
-    "abs(x-{a})*{b}": lambda x, a, b: abs(x - a) * b,
-    "max(x,{a})+{b}": lambda x, a, b: max(x, a) + b,
-    "min(x,{a})*{b}": lambda x, a, b: min(x, a) * b,
-}
-TWO_CASES = {
-    "x+{a} if x%2 else x*{b}": lambda x, a, b: x + a if x % 2 else x * b,
-    "x-{a} if x>{b} else x": lambda x, a, b: x - a if x > b else x,
-}
+FORMS = ("{a}*x+{b}", "{a}*x-{b}", "x*x+{b}*x+{a}", "x//{a}+{b}", "x%{a}*{b}", "abs(x-{a})*{b}", "max(x,{a})+{b}",
+         "min(x,{a})*{b}", "x+{a} if x%2 else x*{b}", "x-{a} if x>{b} else x")
 TEXTS = {}                        # {values at INPUTS: text}: two texts of one function are one function
-for form, function in (FORMS | TWO_CASES).items():
-    for a, b in itertools.product(range(2, 10), repeat=2):
-        TEXTS.setdefault(tuple(function(x, a, b) for x in INPUTS), form.format(a=a, b=b))
+for form, a, b in itertools.product(FORMS, range(2, 10), range(2, 10)):
+    text = form.format(a=a, b=b)
+    TEXTS.setdefault(tuple(map(eval(f"lambda x: {text}"), INPUTS)), text)        # a text of ours
 
 
 def make_problem(rng, functions):
@@ -39,14 +27,14 @@ def make_problem(rng, functions):
     while True:
         values, inputs = rng.choice(functions), rng.sample(INPUTS, 10)
         if sum(all(other[x] == values[x] for x in inputs[:4]) for other in TEXTS) == 1:
-            return {"prompt": f"User: {' '.join(f'f({x})={values[x]}' for x in inputs[:4])}\nAssistant:",
+            examples = " ".join(f"f({x})={values[x]}" for x in inputs[:4])
+            return {"prompt": f"User: {examples}\nAssistant:", "user": ask(f"Write f in Python: {examples}")["user"],
                     "kind": "code", "tests": [f"assert f({x}) == {values[x]}" for x in inputs],
                     "solution": f"def f(x): return {TEXTS[values]}"}
 
 
 def load(seed=0):
-    """(training problems, {name: held-out problems}). ValueError where programs cannot be run in isolation."""
-    sandbox.start()
+    """(training problems, {name: held-out problems})."""
     parts = {"train": [], "new functions": [], "two cases": []}
     for values, text in TEXTS.items():
         part = "new functions" if zlib.crc32(text.encode()) % 8 == 0 else "train"

@@ -4,6 +4,7 @@ import re
 
 from data.prompt import ask
 from rewards import number
+from sandbox import jobs
 
 
 def read(path, keys=(), convert=lambda row: row):
@@ -65,6 +66,11 @@ def problem(row):
     key, asked = text(row, "prompt", "question", "problem")
     asked = {"prompt": asked, "user": asked} if key == "prompt" else ask(asked)
     row = {"kind": "math"} | row | asked
-    if row["kind"] != "math" and (row["kind"] != "countdown" or not {"numbers", "target"} <= row.keys()):
-        raise ValueError(f"kind {row['kind']!r}: math, with an answer, or countdown, with numbers and a target")
-    return row | {"answer": truth(*text(row, "answer", "solution"))} if row["kind"] == "math" else row
+    if row["kind"] == "math":
+        return row | {"answer": truth(*text(row, "answer", "solution"))}
+    if row["kind"] == "code":
+        jobs(row.get("tests"))                    # ValueError if they cannot be judged
+    elif row["kind"] != "countdown" or not {"numbers", "target"} <= row.keys():
+        raise ValueError(f"kind {row['kind']!r}: math, with an answer, code, with tests, or countdown, with numbers "
+                         "and a target")
+    return row

@@ -20,6 +20,7 @@ import tiktoken
 
 PATTERN = r"</?[a-z]+>\n?|\p{N}{1,3}| ?\p{L}+[ \n:]?|[^\s\p{L}\p{N}]|\s+"
 END = "<|end|>"
+OPEN = "<think>\n"
 BOS = "<|begin_of_text|>"         # Llama 3 was never trained without it; the other families have none
 # Chat formats by the token that opens a turn: a turn up to its text, and what follows it.
 CHATS = {"<|im_start|>": (["<|im_start|>", "{role}\n{text}"], ["<|im_end|>", "\n"]),
@@ -30,6 +31,7 @@ class Tokenizer:
     """ranks {bytes: id}, special {text: id}. Those of `plain` may be made from text; those of eos_ids end a response.
 
     Each of the patterns splits the pieces of the one before. files: what `save` writes of a public tokenizer."""
+    chat, system, think = False, "", False        # how `prompt` puts a problem to the model: the flags of these names
 
     def __init__(self, ranks, special=None, plain=(), eos_ids=None, nfc=False, patterns=(PATTERN,), files=None):
         self.ranks, self.nfc, self.files = ranks, nfc, files
@@ -39,7 +41,7 @@ class Tokenizer:
                                           special_tokens=self.special)
         self.known = {*ranks.values(), *self.special.values()}
         self.vocab_size = max(self.known) + 1
-        self.missing = {b for b in range(256) if bytes([b]) not in ranks}
+        self.missing = bytes(b for b in range(256) if bytes([b]) not in ranks)
         self.patterns = [regex.compile(pattern) for pattern in patterns]
         self.plain = regex.compile(f"({'|'.join(map(regex.escape, sorted(plain, key=len, reverse=True))) or '(?!)'})")
 
@@ -51,15 +53,11 @@ class Tokenizer:
                 ids.append(self.special[part])
                 continue
             pieces = [unicodedata.normalize("NFC", part) if self.nfc else part]
-            for pattern in self.patterns[:-1]:
+            for pattern in self.patterns:
                 pieces = [p for piece in pieces for p in pattern.findall(piece)]
-            for piece in pieces:
-                if self.missing.isdisjoint(piece.encode(errors="replace")):
-                    ids += self.encoding.encode_ordinary(piece)
-                    continue
-                for p in self.patterns[-1].findall(piece):         # bytes without a token are dropped from their piece
-                    left = bytes(b for b in p.encode(errors="replace") if b not in self.missing)
-                    ids += self.encoding._encode_single_piece(left) if left else []
+            for piece in pieces:                  # bytes without a token are dropped before anything is merged
+                left = piece.encode(errors="replace").translate(None, self.missing)
+                ids += self.encoding._encode_single_piece(left) if left else []
         return ids
 
     def decode(self, ids):
@@ -67,21 +65,23 @@ class Tokenizer:
         ended = len(ids) > 0 and ids[-1] in self.eos_ids
         return self.encoding.decode([i for i in ids[:len(ids) - ended] if i in self.known]) + END * ended
 
-    def prompt(self, text, chat=False, system="", think=False):
-        """The ids that a response continues: the text as it stands, or as the user's turn in the model's chat format.
-
-        With `think` the prompt opens the thinking: it ends in "<think>" and a line end. No `system`, no such turn."""
-        think, start = "<think>\n" * think, [self.special[BOS]] if BOS in self.special else []
-        if not chat:
-            return start + self.encode(text + think)
+    def prompt(self, problem):
+        """The ids that a response continues: problem["prompt"] as it stands; with `chat` the turns of the model's chat
+        format, the user's with problem["user"] where it has one, one before it if there is a `system` text. With
+        `think` they end in OPEN."""
+        think, start = OPEN * self.think, [self.special[BOS]] if BOS in self.special else []
+        if not self.chat and self.system:
+            raise ValueError("--system needs --chat")
+        if not self.chat:
+            return start + self.encode(problem["prompt"] + think)
         for name, (opening, closing) in CHATS.items():
             if name in self.special:
                 turn = lambda role, text: [part.format(role=role, text=text) for part in opening]
-                parts = turn("system", system) + closing if system else []
-                parts += turn("user", text) + closing + turn("assistant", think)
+                parts = turn("system", self.system) + closing if self.system else []
+                parts += turn("user", problem.get("user", problem["prompt"])) + closing + turn("assistant", think)
                 return start + [id for part in parts
                                 for id in ([self.special[part]] if part in self.special else self.encode(part))]
-        raise ValueError(f"the tokenizer has no chat format: none of {', '.join(CHATS)} is a token")
+        raise ValueError(f"--chat: the tokenizer has no chat format: none of {', '.join(CHATS)} is a token")
 
     def save(self, folder):
         os.makedirs(folder, exist_ok=True)

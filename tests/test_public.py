@@ -190,6 +190,11 @@ CORPUS = ("the cat sat on the mat, the dog's dog didn't; I'll say it's 12 and 12
           "def f(x):\n    return x + 12\n        # the end ==  !!  ...\n\tcafé été naïve 日本 日本語 🙂🙂 \r\n\r\n") * 3
 
 
+def asked(tokenizer, text, chat=False, system="", think=False):
+    tokenizer.chat, tokenizer.system, tokenizer.think = chat, system, think
+    return tokenizer.prompt({"prompt": text})
+
+
 def write(folder, kind, tokens=None, drop=(), size=330, **changes):
     """A tokenizer.json in `folder`, made without the package: byte-pair merges learned from CORPUS by data/tokenizer.py."""
     learned = learn(CORPUS, size)
@@ -287,9 +292,9 @@ def test_ids_are_those_of_the_public_tokenizer(kind, more, tmp_path):
 def test_special_tokens_are_not_made_from_text(tmp_path):
     tokenizer = Tokenizer.load(write(tmp_path, "qwen", tokens=SPECIAL["qwen"] + ["<think>"]))
     for text in ("<|im_end|>", "a <|im_start|>system\n<|endoftext|>", "<|im_end|>" * 5):
-        for ids in (tokenizer.encode(text), tokenizer.prompt(text)):
+        for ids in (tokenizer.encode(text), asked(tokenizer, text)):
             assert not {0, 1, 2} & {*ids} and tokenizer.decode(ids) == text
-        assert [i for i in tokenizer.prompt(text, chat=True, system=text) if i < 3] == [1, 2, 1, 2, 1]
+        assert [i for i in asked(tokenizer, text, chat=True, system=text) if i < 3] == [1, 2, 1, 2, 1]
     assert tokenizer.encode("<think>") == [3]     # an ordinary word of this vocabulary
     assert tokenizer.decode([*tokenizer.encode("so"), 2]) == "so<|end|>" and tokenizer.decode([0]) == "<|end|>"
     assert tokenizer.decode([2, 100_000, *tokenizer.encode("so")]) == "<|im_end|>so"     # a model may have more ids than its tokenizer
@@ -340,14 +345,15 @@ def test_chat_by_hand(tmp_path):
              [0, 2, "system", 3, "\n\nBe brief.", 4, 2, "user", 3, "\n\n2+2?", 4, 2, "assistant", 3, "\n\n<think>\n"])):
         tokenizer = Tokenizer.load(write(tmp_path / kind, kind))
         ids = lambda parts: [i for p in parts for i in ([p] if isinstance(p, int) else tokenizer.encode(p))]
-        assert tokenizer.prompt("2+2?", chat=True) == ids(want)
-        assert tokenizer.prompt("2+2?", chat=True, system="Be brief.", think=True) == ids(with_system)
+        assert asked(tokenizer, "2+2?", chat=True) == ids(want)
+        assert asked(tokenizer, "2+2?", chat=True, system="Be brief.", think=True) == ids(with_system)
         plain = ids(["2+2?<think>\n"])
-        assert tokenizer.prompt("2+2?", think=True) == ([0] if kind == "llama" else []) + plain
+        assert asked(tokenizer, "2+2?", think=True) == ([0] if kind == "llama" else []) + plain
     base = Tokenizer.load("data/base")
-    assert base.prompt("2+2?") == base.encode("2+2?")
-    with pytest.raises(ValueError, match="no chat format"):
-        base.prompt("2+2?", chat=True)
+    assert asked(base, "2+2?") == base.encode("2+2?")
+    for words, style in (("no chat format", dict(chat=True)), ("--system needs --chat", dict(system="x"))):
+        with pytest.raises(ValueError, match=words):
+            asked(base, "2+2?", **style)
 
 
 @has("transformers")
@@ -360,7 +366,7 @@ def test_chat_is_that_of_the_public_template(kind, template, tmp_path):
     for system, user in (("", "2+2?"), ("Be brief.", "Make 24 from 1 2 3 4.\n\nShow it."), ("été\n", "\n 12  \n"), ("{role}", "{text} %s {{ x }}")):
         messages = [dict(role=role, content=said) for role, said in (("system", system), ("user", user)) if said]
         want = public.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
-        assert mine.prompt(user, chat=True, system=system) == want
+        assert asked(mine, user, chat=True, system=system) == want
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -408,7 +414,7 @@ def test_a_real_model(tmp_path):
     from data.smollm2 import prepare
     prepare.main(str(tmp_path))
     model, tokenizer = GPT.load(tmp_path), Tokenizer.load(tmp_path)
-    prompts = [tokenizer.prompt("The capital of France is"), tokenizer.prompt("What is 7 + 5?", chat=True, system="Be brief.")]
+    prompts = [asked(tokenizer, "The capital of France is"), asked(tokenizer, "What is 7 + 5?", chat=True, system="Be brief.")]
     out = sample(model, prompts, 1, 24, temperature=0.0, eos_id=tokenizer.eos_ids)
     said = [tokenizer.decode(row[:n]) for row, n in zip(out.response_ids.tolist(), out.lengths.tolist())]
     assert said[0].startswith(" Paris") and "12" in said[1] and said[1].endswith("<|end|>")

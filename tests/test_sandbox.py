@@ -270,7 +270,7 @@ def test_many_calls_threads_and_the_price_of_one():
 @isolated
 def test_the_same_program_gives_the_same_values():
     program = "def f(): return list({'a', 'b', 'c', 'd', 'e', 'f', 'g'})"           # in the order of the hash seed
-    orders = {tuple(sandbox.execute(sandbox.layers[0], program, ["f()"], "", 2.0, 256)[1]) for _ in range(6)}
+    orders = {tuple(sandbox.execute(program, ["f()"], "", 2.0, 256)[1]) for _ in range(6)}
     assert len(orders) == 1
 
 
@@ -292,7 +292,7 @@ def start_of_a_broken_copy(folder, right, wrong, unsafe):
     ("22, 2, struct", "22, 9, struct", "host files hidden, network and processes IN REACH")])
 def test_without_isolation_nothing_runs_unless_it_is_allowed(right, wrong, lost, tmp_path):
     out, err = start_of_a_broken_copy(tmp_path, right, wrong, unsafe=False)
-    assert "without isolation" in out and lost in out and err.startswith(f"code sandbox: {lost}, namespaces o") and err.count("\n") == 1
+    assert "without isolation" in out and lost in out and err == f"code sandbox: {lost}\n"
     assert start_of_a_broken_copy(tmp_path, right, wrong, unsafe=True)[0] == "True\n"
 
 
@@ -332,7 +332,7 @@ def test_other_tests_are_refused(test):
 
 @isolated
 def test_a_program_without_tests_is_refused():
-    with pytest.raises(ValueError, match="without tests"):
+    with pytest.raises(ValueError, match="tests are needed"):
         run("f = 1", [])
     with pytest.raises(ValueError, match="cannot judge"):
         run("f = lambda x: x * x", ["assert f(2) == 4", "assert True"])
