@@ -15,22 +15,16 @@ import torch
 from tqdm import tqdm
 
 import rewards
-from data import load_task
+from data import Task, load_task
 from data.tokenizer import OPEN, Tokenizer
 from flags import check, fill, one_line_errors, parse
 from model import GPT
 from sampler import sample
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(Task):
     model: str                    # checkpoint folder
-    task: str = "pairs"           # pairs, countdown, code, gym:NAME or a .jsonl file
-    reward: str = ""              # file.py:function, to judge instead of the task's verifier
-    unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
-    chat: bool = False            # put the problems in the chat format of the model
-    system: str = ""              # with --chat: text of the system's turn
-    think: bool = False           # the prompt opens the <think> block
     k: int = 16                   # samples per problem
     problems: int = 128           # at most this many held-out problems of each set
     max_new_tokens: int = 320     # longest response

@@ -46,8 +46,6 @@ def read_tensors(folder):
 def load_config(kind, folder):
     """A config of the class `kind`, GPTConfig, from a folder's config.json."""
     path = os.path.join(folder, "config.json")
-    if not os.path.exists(path):
-        raise ValueError(f"{folder} is no checkpoint folder: it holds no config.json")
     try:
         with open(path) as f:
             config = {name: value for name, value in json.load(f).items() if value is not None}
@@ -69,7 +67,7 @@ def load_config(kind, folder):
                 raise ValueError(f"{public} {config[public]!r}")
         return kind(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
                     rope_scaling=scaling, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{path}: {type(error).__name__} {error}") from None
 
 
@@ -81,13 +79,11 @@ def save(model, folder):
     config |= {"model_type": family, "architectures": [family.capitalize() + "ForCausalLM"],
                "rope_scaling": model.config.rope_scaling}
     names = {public_tensor(name): p.detach().contiguous() for name, p in model.state_dict().items()}
-    path = os.path.join(folder, "config.json")
-    with open(path + ".tmp", "w") as f:
+    with open(os.path.join(folder, "config.json.tmp"), "w") as f:
         json.dump(config, f, indent=1)
-    os.replace(path + ".tmp", path)
-    path = os.path.join(folder, "model.safetensors")
-    save_file(names, path + ".tmp", metadata={"format": "pt"})
-    os.replace(path + ".tmp", path)
+    save_file(names, os.path.join(folder, "model.safetensors.tmp"), metadata={"format": "pt"})
+    for path in (os.path.join(folder, name) for name in ("config.json", "model.safetensors")):
+        os.replace(path + ".tmp", path)
 
 
 def load_weights(model, folder):
@@ -98,8 +94,7 @@ def load_weights(model, folder):
         if p is None:
             extra[public] = tensor
         elif p.shape != tensor.shape or not tensor.is_floating_point():
-            raise ValueError(f"{path}: {public} is {tensor.dtype} {list(tensor.shape)}, "
-                             f"config.json says floats {list(p.shape)}")
+            raise ValueError(f"{path}: {public} is {tensor.dtype} {list(tensor.shape)}, not floats {list(p.shape)}")
         else:
             found[name] = tensor.to(torch.float32, copy=True)         # whatever becomes of the file
     for public in sorted(want):

@@ -20,8 +20,8 @@ memory, time and output (1 MB); no environment; its own session. (Namespaces wou
 reach.) `start` says what holds, and refuses to go on without seccomp or Landlock.
 
 What a program has not got: child processes, threads, files, packages outside the standard library. What is left over:
-the kernel is shared (for a model meant to be hostile, put a virtual machine round it), and a program can see that a file exists,
-though not what is in it. x86-64 Linux 5.13 or newer.
+the kernel is shared (for a model meant to be hostile, put a virtual machine round it), and a program can see that a
+file exists, though not what is in it. x86-64 Linux 5.13 or newer.
 """
 import ctypes
 import marshal
@@ -36,6 +36,7 @@ if __name__ != "__main__":        # the child starts in half the time without th
     import subprocess
     from tempfile import TemporaryFile
 
+LIMIT = 1 << 20                   # bytes of output
 SAFE = "host files hidden, network and processes off"
 layers = None                     # once `start` has run: what a child says of its confinement
 
@@ -71,15 +72,16 @@ def seccomp_filter():
 
 
 def confine(memory_mb, seconds):
-    """Takes from this process what a program must not have. None of it comes back. -> what holds now, as a text"""
+    """Takes from this process what a program must not have. None of it comes back. -> what holds now, as a text.
+
+    It can read the system's libraries and sys.path without its head. seconds: of computing; -1: without a limit."""
     import resource               # Unix only
-    for name, value in dict(AS=memory_mb << 20, CPU=seconds, FSIZE=1 << 20, NOFILE=64, CORE=0).items():
+    for name, value in dict(AS=memory_mb << 20, CPU=seconds, FSIZE=LIMIT, NOFILE=64, CORE=0).items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     libc = ctypes.CDLL(None)
-    libc.prctl(1, 9, 0, 0, 0)     # killed when its parent dies
     libc.prctl(38, 1, 0, 0, 0)    # no new privileges, which the next two ask for
     rules = libc.syscall(444, struct.pack("Q", 0x1FFF), 8, 0)                    # Landlock: every right to files ...
-    folders = (f"{top}/{lib}" for top in ("", "/usr", sys.base_prefix) for lib in ("lib", "lib64"))
+    folders = "/lib", "/lib64", "/usr/lib", "/usr/lib64", sys.base_prefix + "/lib", *sys.path[1:]
     for path in filter(os.path.isdir, folders):
         libc.syscall(445, rules, 1, struct.pack("=Qi", 12, os.open(path, os.O_PATH)), 0)   # ... but reading these
     hidden = libc.syscall(446, rules, 0) == 0
@@ -92,13 +94,13 @@ def confine(memory_mb, seconds):
 def child(size):
     """Reads the request at the head of stdin, runs the program, and answers: a line a call, or else what it prints."""
     source, calls, memory_mb, seconds = marshal.loads(os.read(0, size))
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)        # killed when its parent dies
     write, channel, quiet = os.write, os.dup(1), os.open(os.devnull, os.O_WRONLY)
     write(2, confine(memory_mb, seconds).encode())
     os.dup2(quiet, 2)             # the program cannot take this back
     if calls:
         os.dup2(quiet, 1)         # its stdout is not where the values go
     os.closerange(quiet, 64)
-    del sys.path[0]               # the folder of this file
     module = type(sys)("solution" if calls else "__main__")
     sys.modules[module.__name__] = module         # dataclasses look for it
     module.exit = module.quit = sys.exit          # as the site module, left out for its time, has them
@@ -124,10 +126,8 @@ def execute(source, calls, stdin, timeout, memory_mb):
                 os.close(end)
             finally:
                 process.kill()    # one process is all there is
-        out.seek(0)
-        errors.seek(0)
-        said, lines = errors.read().decode(errors="replace"), out.read().decode(errors="replace").rstrip().split("\n")
-        return said, None if process.returncode else [line.rstrip() for line in lines]
+        said, answer = (os.pread(f.fileno(), LIMIT, 0).decode(errors="replace") for f in (errors, out))
+        return said, None if process.returncode else [line.rstrip() for line in answer.rstrip().split("\n")]
 
 
 def start(unsafe=False):

@@ -23,7 +23,7 @@ import torch
 import grpo
 import ppo
 from checkpoint import Log, commit, save
-from data import load_task
+from data import Task, load_task
 from data.tokenizer import Tokenizer
 from evaluate import COUNTS, check_room, evaluate, judge, table
 from flags import check, fill, of_run, one_line_errors
@@ -39,14 +39,8 @@ MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "tru
 
 
 @dataclass
-class Config:
+class Config(Task):
     algo: str = "grpo"            # grpo or ppo
-    task: str = "pairs"           # pairs, countdown, code, gym:NAME or a .jsonl file
-    reward: str = ""              # file.py:function, to judge instead of the task's verifier
-    unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
-    chat: bool = False            # put the problems in the chat format of the model
-    system: str = ""              # with --chat: text of the system's turn
-    think: bool = False           # the prompt opens the <think> block
     init: str = "data/base"       # checkpoint folder that RL starts from
     out: str = ""                 # folder of the run; default out/ALGO-TASK-SEED
     resume: bool = False          # go on from the checkpoint in --out

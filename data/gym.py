@@ -15,15 +15,11 @@ def load(seed, name):
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ValueError(f"--task gym:{name} needs the package reasoning-gym: pip install reasoning-gym")
 
-    def problems(first, count):
-        items = [(name, first, i) for i in range(count)]
-        asked = ((item, outside.ask("reasoning_gym", *item)) for item in tqdm(items, desc=name, leave=False))
-        return [ask(question) | {"kind": "gym", "item": item} for item, question in asked if question]
-
+    items = [(name, 0, i) for i in range(128)] + [(name, 10_000 * (seed + 1), i) for i in range(1024)]
     try:
-        test = problems(0, 128)
-        seen = {p["prompt"] for p in test}
-        train = [p for p in problems(10_000 * (seed + 1), 1024) if p["prompt"] not in seen]
+        asked = [outside.ask("reasoning_gym", *item) for item in tqdm(items, desc=name, leave=False)]
     except RuntimeError as error:
         raise ValueError(f"--task gym:{name}: {str(error).splitlines()[-1]}") from None
-    return train, {"held out": test}
+    made = [ask(question) | {"kind": "gym", "item": item} for item, question in zip(items, asked) if question]
+    test = {p["prompt"]: p for p in made if p["item"][1] == 0}
+    return [p for p in made if p["prompt"] not in test], {"held out": list(test.values())}

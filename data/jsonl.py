@@ -1,10 +1,13 @@
 """JSON-lines files. A bad row is one line that names the file, the line and the reason."""
 import json
-import re
+
+import regex
 
 from data.prompt import ask
 from rewards import number
 from sandbox import jobs
+
+BOXED = regex.compile(r"\\boxed\{((?:\\.|[^{}\\]|\{(?1)\})*+)\}", regex.DOTALL)        # braces in pairs; \{ is no brace
 
 
 def read(path, keys=(), convert=lambda row: row):
@@ -39,23 +42,14 @@ def text(row, *keys):
     raise ValueError(f"no text under {' or '.join(map(repr, keys))}")
 
 
-def boxed(text):
-    r"""What the last \boxed{...} holds, braces in it and all; nothing if it is never closed."""
-    depth, start = 0, text.rfind("\\boxed{") + len("\\boxed")
-    for m in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):        # \{ is no brace
-        depth += (m[0] == "{") - (m[0] == "}")
-        if depth == 0:
-            return text[start + 1:start + m.start()]
-    return ""
-
-
 def truth(key, text):
     r"""The final answer: after GSM8K's last ####, in the last \boxed{...}, or all of what is no worked solution."""
     found = text if key == "answer" or number(text) is not None else ""
     if "####" in text:
         found = text.rpartition("####")[2]
     elif "\\boxed{" in text:
-        found = boxed(text)
+        box = BOXED.match(text, text.rfind("\\boxed{"))
+        found = box[1] if box else ""
     if not found.strip():
         raise ValueError(f"no final answer in {key!r}: #### and it, or \\boxed{{it}}")
     return found.strip()
@@ -64,13 +58,11 @@ def truth(key, text):
 def problem(row):
     """A row -> a problem. A "prompt" is used as it is, a "question" or "problem" is asked (data/prompt.py)."""
     key, asked = text(row, "prompt", "question", "problem")
-    asked = {"prompt": asked, "user": asked} if key == "prompt" else ask(asked)
-    row = {"kind": "math"} | row | asked
+    row = {"kind": "math"} | row | (ask(asked) if key != "prompt" else {})
     if row["kind"] == "math":
         return row | {"answer": truth(*text(row, "answer", "solution"))}
     if row["kind"] == "code":
         jobs(row.get("tests"))                    # ValueError if they cannot be judged
     elif row["kind"] != "countdown" or not {"numbers", "target"} <= row.keys():
-        raise ValueError(f"kind {row['kind']!r}: math, with an answer, code, with tests, or countdown, with numbers "
-                         "and a target")
+        raise ValueError(f"kind {row['kind']!r}: math (answer), code (tests) or countdown (numbers and a target)")
     return row

@@ -88,7 +88,7 @@ def test_the_truth_of_a_row(row, answer):
     assert p["answer"] == answer and p["kind"] == "math"
     assert rewards.accuracy(p, f"<answer>{answer}</answer>") == 1 and rewards.accuracy(p, "<answer>77</answer>") == 0
     if "prompt" in row:
-        assert p["prompt"] == p["user"] == "q"                                                 # finished: as it is
+        assert p["prompt"] == "q" and "user" not in p                                          # as it is
     else:
         assert p["prompt"].startswith("User: q\n") and "<answer>" in p["user"] and p["user"] in p["prompt"]
 
@@ -185,17 +185,6 @@ def test_a_broken_package_is_no_wrong_answer(counts, capsys):
     with pytest.raises((RuntimeError, OSError)):
         outside.ask("math_verify", "x", "y")
         outside.ask("math_verify", "x", "y")
-
-
-def test_the_guard():
-    """What the child may not do, and what the packages need."""
-    for event, arguments in (("os.system", ("ls",)), ("subprocess.Popen", ("ls",)), ("socket.__new__", ()), ("ctypes.dlopen", ("c",)),
-                             ("os.remove", ("f",)), ("shutil.rmtree", ("f",)), ("open", ("f", "w", os.O_WRONLY | os.O_CREAT)),
-                             ("open", ("f", "r+", os.O_RDWR)), ("open", ("f", "a", os.O_APPEND | os.O_WRONLY))):
-        with pytest.raises(PermissionError):
-            outside.guard(event, arguments)
-    for event, arguments in (("os.listdir", (".",)), ("open", ("f", "r", os.O_RDONLY | os.O_CLOEXEC)), ("import", ("x",)), ("exec", ())):
-        outside.guard(event, arguments)
 
 
 # --- reasoning-gym --------------------------------------------------------------------------------------------------

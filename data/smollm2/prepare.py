@@ -48,21 +48,17 @@ def main(folder="data/smollm2"):
     model.save(folder)
     tokens, kinds = about("tokenizer.ggml.tokens"), about("tokenizer.ggml.token_type")
     files = {"tokenizer.json": {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
-        "added_tokens": [{"id": i, "content": token, "special": True, "normalized": False, "single_word": False,
+        "version": "1.0", "normalizer": None, "added_tokens": [{"id": i, "content": token, "special": True, "normalized": False, "single_word": False,
                           "lstrip": False, "rstrip": False} for i, token in enumerate(tokens) if kinds[i] == 3],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Digits", "individual_digits": True},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]},
-        "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": {token: i for i, token in enumerate(tokens)}, "merges": about("tokenizer.ggml.merges")}}}
+        "model": {"type": "BPE", "ignore_merges": False, "vocab": {token: i for i, token in enumerate(tokens)},
+                  "merges": about("tokenizer.ggml.merges")}}}
     end = about("tokenizer.ggml.eos_token_id")
     files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokens[end],
                                       "pad_token": tokens[end], "chat_template": about("tokenizer.chat_template")}
-    files["generation_config.json"] = {"eos_token_id": end}
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
             json.dump(content, f, ensure_ascii=False, indent=1)
