@@ -18,8 +18,8 @@ def public_tensor(name):
     return name if name.startswith("lm_head") else "model." + name
 
 
-def load_config(kind, folder):
-    """A config of the class `kind`, GPTConfig, from a folder's config.json."""
+def load_config(cls, folder):
+    """A config of the class `cls`, GPTConfig, from a folder's config.json."""
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
         raise ValueError(f"{folder} is no checkpoint folder: it holds no config.json")
@@ -32,8 +32,8 @@ def load_config(kind, folder):
             kind = bool if ours == "tie_embeddings" else (int, float) if ours in ("rope_theta", "norm_eps") else int
             if not isinstance(config[public], kind) or (kind is not bool and config[public] <= 0):
                 raise ValueError(f"{public} {config[public]!r}")
-        return kind(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
-                    qkv_bias=config["model_type"] == "qwen2", qk_norm=config["model_type"] == "qwen3")
+        return cls(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
+                   qkv_bias=config["model_type"] == "qwen2", qk_norm=config["model_type"] == "qwen3")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {type(error).__name__} {error}") from None
 
