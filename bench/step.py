@@ -62,8 +62,7 @@ def main():
             rollout = sample(nets.policy, prompts, G, 64, seed=step)
         rollout.rewards = (rollout.response_ids % 2 == 0).float().mean(1)
         marks.append(now(cuda))
-        with run.precision:
-            algo.score(nets, rollout, hp)
+        train.score(run, rollout)
         rollout.advantages = algo.advantages(rollout, hp)
         marks.append(now(cuda))
         train.update(run, rollout, step)

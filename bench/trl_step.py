@@ -109,7 +109,7 @@ def main():
             max_steps=(args.steps + 1) * per_rollout, per_device_train_batch_size=micro,
             gradient_accumulation_steps=B * G // micro // per_rollout, steps_per_generation=B * G // micro,
             num_generations=G, num_iterations=1, beta=beta, loss_type="grpo", temperature=1.0, top_k=0, top_p=1.0,
-            max_completion_length=T, learning_rate=lr, lr_scheduler_type="constant", max_grad_norm=1.0, adam_beta2=0.95,
+            max_completion_length=T, learning_rate=lr, lr_scheduler_type="constant_with_warmup", warmup_steps=5 * per_rollout if args.setting == "pairs" else 0, max_grad_norm=1.0, adam_beta2=0.95,
             bf16=args.dtype == "bfloat16", gradient_checkpointing=False, shuffle_dataset=False, disable_tqdm=True))
     if args.setting != "pairs":
         trainer.generation_config.eos_token_id = None         # every response has 64 tokens
