@@ -130,7 +130,7 @@ def score(run, rollout):
         for name in ("ref_logprobs", "values"):
             if (found := getattr(part, name)) is not None:
                 if getattr(rollout, name) is None:
-                    setattr(rollout, name, torch.zeros_like(rollout.old_logprobs))
+                    setattr(rollout, name, found.new_zeros(rollout.response_mask.shape))
                 getattr(rollout, name)[piece, :found.shape[1]] = found
 
 
