@@ -5,7 +5,8 @@
 S: 256 wide, 6 layers, 8 heads, SwiGLU 704, vocabulary 512; 32 prompts of 32 ids, 8 responses each.
 R: the shape of SmolLM2-135M, vocabulary 49,152; 4 prompts of 64 ids, 8 responses each.
 Both: random weights, 64 new tokens in every response, reward = share of even ids, lr 1e-4, one update a rollout. of_it_head:
-what the head and the log-probs take of the update, forward and backward, timed alone. Each run a process of its own: its peak memory is that of nothing else.
+what the head and the log-probs take of the update, forward and backward, timed alone. Each
+run is a process of its own: its peak memory is that of nothing else.
 """
 import argparse
 import json
