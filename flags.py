@@ -31,8 +31,7 @@ def parse(argv, doc, *configs):
     seen = set()                  # a flag that two dataclasses share is described once
     for config in configs:
         shared = ", ".join(f"--{f.name}" for f in fields(config) if f.name in seen)
-        source = "".join(map(inspect.getsource, config.__mro__[:-1]))
-        comments = dict(re.findall(r"^ +(\w+):.*?# *(.*)$", source, re.M))
+        comments = dict(re.findall(r"^ +(\w+):.*?# *(.*)$", "".join(map(inspect.getsource, config.__mro__[:-1])), re.M))
         group = parser.add_argument_group(f"{config.__module__}.{config.__name__}".replace("__main__.", ""),
                                            shared and f"of those above also {shared}; and")
         for f in fields(config):

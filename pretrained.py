@@ -43,8 +43,8 @@ def read_tensors(folder):
         raise ValueError(f"{path}: {type(error).__name__} {error}") from None
 
 
-def load_config(kind, folder):
-    """A config of the class `kind`, GPTConfig, from a folder's config.json."""
+def load_config(cls, folder):
+    """A config of the class `cls`, GPTConfig, from a folder's config.json."""
     path = os.path.join(folder, "config.json")
     try:
         with open(path) as f:
@@ -65,8 +65,8 @@ def load_config(kind, folder):
             kinds = dict(tie_embeddings=(bool,), rope_theta=(int, float), norm_eps=(int, float)).get(ours, (int,))
             if type(config[public]) not in kinds or (bool not in kinds and not config[public] > 0):
                 raise ValueError(f"{public} {config[public]!r}")
-        return kind(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
-                    rope_scaling=scaling, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
+        return cls(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
+                   rope_scaling=scaling, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{path}: {type(error).__name__} {error}") from None
 

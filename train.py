@@ -55,7 +55,7 @@ class Config(Task):
     lr: float = 5e-4              # AdamW's learning rate, constant after the warm-up
     warmup: int = 5               # steps of linear warm-up
     clip_norm: float = 1.0        # gradient norm limit
-    tokens: int = 4096            # padded tokens per micro-batch: memory, never a gradient
+    tokens: int = 1536            # padded tokens per micro-batch: time and memory, never a gradient
     eval_every: int = 10          # steps between evaluations on held-out problems
     eval_problems: int = 96       # problems of a held-out set
     eval_sets: int = 0            # judge only the first so many held-out sets; 0: all
@@ -120,6 +120,19 @@ def reward(row, config):
     return row["accuracy"] + config.format_weight * row["format"] - late
 
 
+def score(run, rollout):
+    """What the frozen networks say, a micro-batch at a time: ref_logprobs and, with a critic, values."""
+    for piece in rollout.micro_batches(run.config.tokens):
+        part = rollout.rows(piece)
+        with run.precision:
+            run.algo.score(run.nets, part, run.hp)
+        for name in ("ref_logprobs", "values"):
+            if (found := getattr(part, name)) is not None:
+                if getattr(rollout, name) is None:
+                    setattr(rollout, name, found.new_zeros(rollout.response_mask.shape))
+                getattr(rollout, name)[piece, :found.shape[1]] = found
+
+
 def update(run, rollout, step):
     """The optimizer steps of one rollout -> metrics, means over the trained tokens."""
     algo, nets, hp, config, optimizer = run.algo, run.nets, run.hp, run.config, run.optimizer
@@ -167,8 +180,7 @@ def train_step(run, step):
         nets.ref.load_state_dict(nets.policy.state_dict())                                       # 3   pi_ref <- pi
     rollout, rows, sampled = explore(run, step)                                                  # 5, 7, 8
     sample_seconds = time.time() - clock
-    with run.precision:
-        algo.score(nets, rollout, hp)                                                            #     log pi_ref
+    score(run, rollout)                                                                          #     log pi_ref
     rollout.advantages = algo.advantages(rollout, hp)                                            # 9   A
     nets.policy.requires_grad_(step >= getattr(hp, "critic_warmup", 0))
     for group in run.optimizer.param_groups:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from logprobs import reference_logprobs, token_logprobs
+from logprobs import dlogits, reference_logprobs, stats, token_logprobs
 
 
 def variants():
@@ -74,6 +74,20 @@ def inputs(args):
     hidden = torch.randn(args.rows, args.width, generator=g).to(args.device, getattr(torch, args.dtype)).requires_grad_()
     weight = (torch.randn(args.vocabulary, args.width, generator=g) * args.width ** -0.5 * 3).to(args.device, getattr(torch, args.dtype)).requires_grad_()
     return hidden, weight, torch.randint(args.vocabulary, (args.rows,), generator=g).to(args.device)
+
+
+def kernel_rates(args):
+    """GB/s of the two Triton kernels on one tile of logits, beside the copy rate of the same tensor."""
+    z = torch.randn(4096, 32768, device="cuda", dtype=torch.float32)
+    out, y, four = torch.empty_like(z), torch.zeros(len(z), dtype=torch.long, device="cuda"), torch.zeros(4, len(z), device="cuda")
+    calls = {"copy": (2, lambda: out.copy_(z)), "stats, 1 read": (1, lambda: stats(z, y, four)),
+             "dlogits, 1 read + 1 write": (2, lambda: dlogits(z, y, four, out))}
+    for name, (passes, call) in calls.items():
+        call()
+        began = now(z)
+        for _ in range(20):
+            call()
+        print(f"{name:28}{20 * passes * z.nbytes / (now(z) - began) / 1e9:8.0f} GB/s")
 
 
 def once(function, hidden, weight, targets):
@@ -146,6 +160,8 @@ def main():
             errors[name] = (logp.double() - truth).abs().max().item()
             if round:                                            # the first one warms up and compiles
                 times[name].append((forward, both))
+    if args.device == "cuda":
+        kernel_rates(args)
     base = statistics.median(both for _, both in times["log_softmax + gather"])
     print(f"{args.rows} x {args.vocabulary} x {args.width}, {args.dtype}, {args.device}, {args.threads} threads, torch {torch.__version__}")
     print(f"{'':38}{'fwd+bwd s':>12}{'min':>8}{'fwd':>8}{'ratio':>8}{'peak MB':>9}{'error':>10}")

@@ -2,7 +2,7 @@
 
     python bench/sampler.py --setting R --dtype bfloat16 --threads 1
 
-R: the shape of SmolLM2-135M, vocabulary 49,152.  tiny: 192 wide, 6 layers, vocabulary 512. Random weights; 64 prompt and
+R: the shape of SmolLM2-135M, vocabulary 49,152.  0.5B: of Qwen2.5-0.5B, for a GPU.  tiny: 192 wide, 6 layers, vocabulary 512. Random weights; 64 prompt and
 128 new tokens. Cases: prompts of equal length; prompts of 40 to 64 tokens, 8 samples each; the same with a set of end
 tokens that a token is in with probability 1/48, where only tokens up to the end count.
 """
@@ -23,6 +23,7 @@ from sampler import sample
 
 SETTINGS = {
     "R": (GPTConfig(vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, n_hidden=1536), 32),
+    "0.5B": (GPTConfig(vocab_size=151936, n_layer=24, n_head=14, n_kv_head=2, n_embd=896, n_hidden=4864, qkv_bias=True), 256),
     "tiny": (GPTConfig(vocab_size=512, n_layer=6, n_head=6, n_kv_head=6, n_embd=192, n_hidden=512), 256),
 }
 
@@ -57,6 +58,17 @@ def main():
     ends = torch.randperm(shape.vocab_size, generator=g)[:shape.vocab_size // 48].tolist()
     cases = {"equal lengths": ([draw(64) for _ in range(batch)], 1, None), "ragged x 8": (ragged, 8, None), "early stops": (ragged, 8, ends)}
     print(f"{args.setting}, batch {batch}, {args.new} new tokens, {args.dtype}, {args.device}, {args.threads} threads, torch {torch.__version__}")
+    if args.device == "cuda":
+        size = 2 if args.dtype == "bfloat16" else 4
+        x = torch.empty(1 << 28, device="cuda")   # 1 GB, read and written
+        x.clone()
+        began = now(args)
+        for _ in range(10):
+            x.clone()
+        rate = 10 * 2 * x.nbytes / (now(args) - began)
+        columns = 64 + args.new / 2               # on average
+        read = size * (sum(p.numel() for p in ours.parameters()) + batch * columns * 2 * shape.n_layer * shape.n_kv_head * shape.head_dim)
+        print(f"copy {rate / 1e9:.0f} GB/s; floor of a token by bytes {read / rate * 1e3:.2f} ms, {batch * rate / read:.0f} tokens/s")
     rows = []
     for case, (prompts, G, stop) in cases.items():
         rates = {name: [] for name in contenders}

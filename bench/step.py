@@ -4,8 +4,9 @@
 
 S: 256 wide, 6 layers, 8 heads, SwiGLU 704, vocabulary 512; 32 prompts of 32 ids, 8 responses each.
 R: the shape of SmolLM2-135M, vocabulary 49,152; 4 prompts of 64 ids, 8 responses each.
-Both: random weights, 64 new tokens in every response, reward = share of even ids, lr 1e-4, one update a rollout. Each run
-is a process of its own: its peak memory is that of nothing else.
+Both: random weights, 64 new tokens in every response, reward = share of even ids, lr 1e-4, one update a rollout. of_it_head:
+what the head and the log-probs take of the update, forward and backward, timed alone. Each
+run is a process of its own: its peak memory is that of nothing else.
 """
 import argparse
 import json
@@ -21,6 +22,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import train
+from logprobs import token_logprobs
 from model import GPT, GPTConfig
 from sampler import sample
 
@@ -62,20 +64,27 @@ def main():
             rollout = sample(nets.policy, prompts, G, 64, seed=step)
         rollout.rewards = (rollout.response_ids % 2 == 0).float().mean(1)
         marks.append(now(cuda))
-        with run.precision:
-            algo.score(nets, rollout, hp)
+        train.score(run, rollout)
         rollout.advantages = algo.advantages(rollout, hp)
         marks.append(now(cuda))
         train.update(run, rollout, step)
         marks.append(now(cuda))
         times.append([b - a for a, b in zip(marks, marks[1:])])
+    hidden = torch.randn(B * G * 64, shape.n_embd, device=args.device, requires_grad=True)
+    head = []
+    for _ in range(3):                            # the log-probs of all responses by themselves: a part of the update
+        began = now(cuda)
+        for part in hidden.split(args.tokens):
+            with run.precision:
+                token_logprobs(part, nets.policy.head, torch.zeros(len(part), dtype=torch.long, device=args.device))[0].sum().backward()
+        head.append(now(cuda) - began)
     sample_s, score_s, update_s = (statistics.median(column) for column in zip(*times[1:]))
     seconds = statistics.median(map(sum, times[1:]))
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(dict(
         setting=args.setting, algo=args.algo, kl_coef=args.kl_coef, dtype=args.dtype, device=args.device, threads=torch.get_num_threads(),
         trained_parameters=sum(p.numel() for net in trained for p in net.parameters()), seconds=round(seconds, 3), sample=round(sample_s, 3),
-        score=round(score_s, 3), update=round(update_s, 3), tokens_per_second=round(B * G * 64 / seconds), peak_mb=round(peak / 2 ** 20),
+        score=round(score_s, 3), update=round(update_s, 3), of_it_head=round(min(head), 3), tokens_per_second=round(B * G * 64 / seconds), peak_mb=round(peak / 2 ** 20),
         torch=torch.__version__)))
 
 

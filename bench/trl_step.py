@@ -1,15 +1,19 @@
-"""The work of bench/step.py done by TRL's GRPOTrainer: the same shapes, prompts, reward and optimizer settings.
+"""The work of bench/step.py, or of the main job, done by TRL's GRPOTrainer: the same shapes, prompts, rewards and optimizer
+settings.
 
     python bench/trl_step.py --setting S --dtype float32 --threads 1           a line of JSON, as bench/step.py prints
+    python bench/trl_step.py --setting pairs --steps 8 --threads 1             rollouts of `python train.py --algo grpo`
 
-TRL is given what made it fastest here: no gradient checkpointing, micro-batches of 64 (S) and 8 (R) responses, and with
+TRL is given what made it fastest here: no gradient checkpointing, micro-batches of 64 (S, pairs) and 8 (R) responses, and with
 bfloat16 the kind of attention that --attention names (on a CPU the faster of the two differs). Its prompts are text,
 so a tokenizer of words makes ids of numbers. Needs trl, transformers and datasets.
 """
 import argparse
 import json
 import resource
+import os
 import statistics
+import sys
 import tempfile
 import time
 
@@ -19,9 +23,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
 SETTINGS = {                      # vocabulary, layers, heads, kv heads, width, SwiGLU, prompts, prompt tokens, micro-batch
     "S": (512, 6, 8, 8, 256, 704, 32, 32, 64),
     "R": (49152, 30, 9, 3, 576, 1536, 4, 64, 8),
+    "pairs": None,                # the main job: data/base, 16 problems x 16, up to 160 tokens, 4 optimizer steps, KL 0.001
 }
 
 
@@ -63,33 +71,56 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    V, layers, heads, kv_heads, width, hidden, B, P, micro = SETTINGS[args.setting]
+    if args.setting == "pairs":
+        from data import load_task
+        from data.tokenizer import Tokenizer as Ours
+        from evaluate import judge
+        ours, problems = Ours.load(f"{ROOT}/data/base"), load_task("pairs", 0)[0]
+        V, end, B, G, T, micro, per_rollout, beta, lr = ours.vocab_size, str(ours.eos_id), 16, 16, 160, 64, 4, 0.001, 5e-4
+        model = LlamaForCausalLM.from_pretrained(f"{ROOT}/data/base", attn_implementation=args.attention)
+        folder = tempfile.mkdtemp()               # TRL loads the reference from where the policy came from
+        model.save_pretrained(folder)
+        model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=args.attention)
+        V = model.config.vocab_size
+        by_prompt = {" ".join(map(str, ours.encode(p["prompt"]))): p for p in problems}
+        prompts = list(by_prompt)[:B * (args.steps + 1)]
+
+        def reward(prompts, completion_ids, **kwargs):
+            rows = [judge(by_prompt[p], ids, ours) for p, ids in zip(prompts, completion_ids)]
+            lengths.append(sum(row["length"] for row in rows) / len(rows))
+            return [row["accuracy"] + 0.1 * row["format"] for row in rows]
+    else:
+        V, layers, heads, kv_heads, width, hidden, B, P, micro = SETTINGS[args.setting]
+        end, G, T, per_rollout, beta, lr, reward = "<eos>", 8, 64, 1, args.kl_coef, 1e-4, even
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=V, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads, hidden_size=width,
+            intermediate_size=hidden, max_position_embeddings=512, tie_word_embeddings=True, attn_implementation=args.attention,
+            bos_token_id=None, eos_token_id=None, pad_token_id=None))
+        prompts = [" ".join(map(str, torch.randint(V, (P,)).tolist())) for _ in range(B * (args.steps + 1))]
+    lengths, clock = [], Clock()
     words = Tokenizer(models.WordLevel({str(i): i for i in range(V)} | {"<pad>": V, "<eos>": V + 1}, unk_token="0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=V, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads, hidden_size=width,
-        intermediate_size=hidden, max_position_embeddings=512, tie_word_embeddings=True, attn_implementation=args.attention,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None))
-    prompts = [" ".join(map(str, torch.randint(V, (P,)).tolist())) for _ in range(B * (args.steps + 1))]
-    clock = Clock()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0" if args.setting == "pairs" else "<pad>", eos_token=end)
     trainer = Timed(
-        model=model, reward_funcs=even, processing_class=tokenizer, callbacks=[clock],
+        model=model, reward_funcs=reward, processing_class=tokenizer, callbacks=[clock],
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         args=GRPOConfig(
             output_dir=tempfile.mkdtemp(), use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1000,
-            max_steps=args.steps + 1, per_device_train_batch_size=micro, gradient_accumulation_steps=B * 8 // micro,
-            num_generations=8, num_iterations=1, beta=args.kl_coef, loss_type="grpo", temperature=1.0, top_k=0, top_p=1.0,
-            max_completion_length=64, learning_rate=1e-4, lr_scheduler_type="constant", max_grad_norm=1.0, adam_beta2=0.95,
+            max_steps=(args.steps + 1) * per_rollout, per_device_train_batch_size=micro,
+            gradient_accumulation_steps=B * G // micro // per_rollout, steps_per_generation=B * G // micro,
+            num_generations=G, num_iterations=1, beta=beta, loss_type="grpo", temperature=1.0, top_k=0, top_p=1.0,
+            max_completion_length=T, learning_rate=lr, lr_scheduler_type="constant_with_warmup", warmup_steps=5 * per_rollout if args.setting == "pairs" else 0, max_grad_norm=1.0, adam_beta2=0.95,
             bf16=args.dtype == "bfloat16", gradient_checkpointing=False, shuffle_dataset=False, disable_tqdm=True))
-    trainer.generation_config.eos_token_id = None             # every response has 64 tokens
+    if args.setting != "pairs":
+        trainer.generation_config.eos_token_id = None         # every response has 64 tokens
     trainer.train()
-    seconds = statistics.median(clock.times[1:])
+    rollouts = [sum(clock.times[i:i + per_rollout]) for i in range(0, len(clock.times), per_rollout)]
+    seconds = statistics.median(rollouts[1:])
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(dict(
         trainer="trl", setting=args.setting, kl_coef=args.kl_coef, dtype=args.dtype, attention=args.attention, threads=torch.get_num_threads(),
         trained_parameters=sum(p.numel() for p in model.parameters()), seconds=round(seconds, 3),
-        sample=round(Timed.generating / (args.steps + 1), 3), tokens_per_second=round(B * 8 * 64 / seconds), peak_mb=round(peak / 2 ** 20), torch=torch.__version__)))
+        sample=round(Timed.generating / (args.steps + 1), 3), tokens_per_second=round(B * G * (statistics.median(lengths[1:]) if lengths else T) / seconds), peak_mb=round(peak / 2 ** 20), torch=torch.__version__)))
 
 
 if __name__ == "__main__":

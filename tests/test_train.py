@@ -183,6 +183,21 @@ def test_a_step_does_not_depend_on_its_micro_batches(tiny, algo, aggregate):
         assert (other[0] - after[0][0]).abs().max() < 1e-9 and torch.allclose(other[1], after[0][1], atol=1e-5)
 
 
+def test_the_frozen_networks_are_asked_a_piece_at_a_time(tiny):
+    run, rollout = a_run(tiny, train.ppo, kl_coef=0.1)
+    for p in run.nets.ref.parameters():                           # so that it is not the policy, nor the critic 0
+        p.data *= 1.1
+    torch.nn.init.normal_(run.nets.critic.value_head.weight)
+    run.algo.score(run.nets, rollout, run.hp)
+    whole = rollout.ref_logprobs, rollout.values
+    for tokens in (10 ** 9, 30, 1):
+        run.config.tokens, rollout.ref_logprobs, rollout.values = tokens, None, None
+        train.score(run, rollout)
+        for a, b in zip((rollout.ref_logprobs, rollout.values), whole):
+            a, b = a * rollout.response_mask, b * rollout.response_mask
+            assert a.abs().sum() > 0.1 and torch.allclose(a, b, atol=1e-9)
+
+
 def test_the_critic_trains_where_no_advantage_is_and_is_clipped_by_itself(tiny):
     run, rollout = a_run(tiny, train.ppo)
     before = parameters(run.nets.policy), parameters(run.nets.critic)
