@@ -14,29 +14,27 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import traceback
 
 from sandbox import confine
 
 SECONDS, MEMORY = 3.0, 4 << 10    # MB
-LOCK, child = threading.Lock(), None
+child = None
 
 
 def ask(package, *question):
     """What `same` (math_verify) or `score` (reasoning_gym) returns in the child; None if it takes too long.
 
-    RuntimeError with the child's traceback if it raises. Any thread may ask."""
+    RuntimeError with the child's traceback if it raises. From any thread, but one at a time."""
     global child
-    with LOCK:
-        if child is None or child.poll() is not None:         # a session of its own: Ctrl-C is for the parent only
-            child = subprocess.Popen([sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     stderr=subprocess.DEVNULL, text=True, bufsize=1, start_new_session=True,
-                                     env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"})
-        child.stdin.write(json.dumps([package, *question]) + "\n")
-        line = child.stdout.readline()
-        if not line and child.wait() == -signal.SIGALRM:
-            return None
+    if child is None or child.poll() is not None:         # a session of its own: Ctrl-C is for the parent only
+        child = subprocess.Popen([sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL, text=True, bufsize=1, start_new_session=True,
+                                 env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"})
+    child.stdin.write(json.dumps([package, *question]) + "\n")
+    line = child.stdout.readline()
+    if not line and child.wait() == -signal.SIGALRM:
+        return None
     answer, error = json.loads(line) if line else (None, f"outside.py ended with status {child.returncode}")
     if error:
         raise RuntimeError(error)

@@ -2,8 +2,6 @@
 
 Generator and scorer run in the process of outside.py, which remembers the items; a problem holds their numbers.
 """
-import importlib.util
-
 from tqdm import tqdm
 
 import outside
@@ -11,10 +9,8 @@ from data.prompt import ask
 
 
 def load(seed, name):
-    """(training problems, {name: held-out problems}); no question that is held out is trained on."""
-    if importlib.util.find_spec("reasoning_gym") is None:
-        raise ValueError(f"--task gym:{name} needs the package reasoning-gym: pip install reasoning-gym")
-
+    """(training problems, {name: held-out problems}); no question that is held out is trained on. ValueError names
+    the generator, or the package, that there is not."""
     items = [(name, 0, i) for i in range(128)] + [(name, 10_000 * (seed + 1), i) for i in range(1024)]
     try:
         asked = [outside.ask("reasoning_gym", *item) for item in tqdm(items, desc=name, leave=False)]

@@ -54,7 +54,7 @@ class Tokenizer:
                 continue
             pieces = [unicodedata.normalize("NFC", part) if self.nfc else part]
             for pattern in self.patterns:
-                pieces = [p for piece in pieces for p in pattern.findall(piece)]
+                pieces = [m[0] for piece in pieces for m in pattern.finditer(piece)]
             for piece in pieces:                  # bytes without a token are dropped before anything is merged
                 left = piece.encode(errors="replace").translate(None, self.missing)
                 ids += self.encoding._encode_single_piece(left) if left else []
@@ -114,14 +114,15 @@ class Tokenizer:
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]        # bytes that are written as themselves
 ALPHABET = {chr(b): b for b in SHOWN} | {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - {*SHOWN}))}
-FOREIGN = r"(?<!\[)\^|\$|\d\}\+|\[\[|&&|\\[^pPsSrntdDwW\W]|\((?!\?[:=!i])"
 # Settings of a model or an added token that would change the ids.
 ODD = ("dropout", "unk_token", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "lstrip", "rstrip",
        "single_word")
 
 
 def split_patterns(step):
-    """The regular expressions of a pre-tokenizer of the public format, in the order in which they split."""
+    """The regular expressions of a pre-tokenizer of the public format, in the order in which they split.
+
+    They are read by the package regex: to the letter as elsewhere for the patterns of the families above."""
     patterns, (*steps, last) = [], step["pretokenizers"] if step["type"] == "Sequence" else [step]
     for step in steps:
         if step["type"] == "Digits":
@@ -133,9 +134,6 @@ def split_patterns(step):
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         raise ValueError(f"pre_tokenizer {last} is not known here, at the end")
     patterns += [GPT2] if last.get("use_regex", True) else []
-    for p in patterns:                            # groups, empty matches, and what reads differently elsewhere
-        if regex.search(FOREIGN, p) or regex.fullmatch(p, ""):
-            raise ValueError(f"pre_tokenizer pattern {p} is not known here")
     return [f"{p}|(?:(?!{p})[\\s\\S])+" for p in patterns] or [r"[\s\S]+"]         # what lies between is a piece too
 
 

@@ -47,7 +47,7 @@ def test_metrics_of_scripted_responses(monkeypatch):
     texts = {"a": [good.format(1), good.format(1), bad, bare], "b": [bad, bad, good.format(2), bare]}
     problems = [{"prompt": "a", "kind": "math", "answer": "1"}, {"prompt": "b", "kind": "math", "answer": "2"}]
     def scripted(model, tokenizer, problems, k, *rest):
-        says = lambda text: SimpleNamespace(eos_ids=[0], decode=lambda ids: text)
+        says = lambda text: SimpleNamespace(eos_ids=[0], think=False, decode=lambda ids: text)
         return [[evaluate.judge(p, [1] * 9 + [0], says(text)) for text in texts[p["prompt"]][:k]] for p in problems]
     monkeypatch.setattr(evaluate, "responses", scripted)
     metrics, _ = evaluate.evaluate(None, None, problems, k=4)

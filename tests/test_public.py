@@ -378,8 +378,6 @@ def test_chat_is_that_of_the_public_template(kind, template, tmp_path):
     (dict(pre_tokenizer=LEVEL | dict(add_prefix_space=True)), "add_prefix_space"),
     (dict(pre_tokenizer__pretokenizers__0__behavior="Removed"), "Removed"), (dict(pre_tokenizer__pretokenizers__0__invert=True), "invert"),
     (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex="(a")), "pattern|tokenizer.json"),
-    (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex=r"\p{L}+$")), "pattern"), (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex=r"(a)|b")), "pattern"),
-    (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex=r"\p{N}{1,3}+")), "pattern"), (dict(pre_tokenizer__pretokenizers__0__pattern=dict(Regex=r"\s*")), "pattern"),
     (dict(model__merges=[["t", "h"], ["a", "b"]]), "tokenizer.json"), (dict(model__merges=[]), "no merge makes"), (dict(model__vocab={"a": 5, "b": 5}, model__merges=[]), "of two tokens"),
     (dict(model__vocab={"日": 5}), "tokenizer.json"), (dict(model=None), "tokenizer.json"), (dict(model__vocab={"a": 1.5}, model__merges=[]), "no number"), (dict(added_tokens__0__id=7), "of two tokens")])
 def test_tokenizers_that_are_refused(changes, words, tmp_path):

@@ -71,7 +71,6 @@ def nothing_is_left():
     ("import enum\nclass E(enum.IntEnum):\n    A = 4\ndef f(x): return E.A if x == 2 else 25", SQUARE),
     ("import re, math, json, random, string, heapq, bisect, decimal, fractions, datetime, statistics, operator, copy, typing\n"
      "def f(x): return int(math.isqrt(x ** 4))", SQUARE),
-    ("import threading\nout = []\nt = threading.Thread(target=lambda: out.append(1))\nt.start()\nt.join()\ndef f(x): return x * x if out else 0", SQUARE),
     ("def f(x): return frozenset([x, 1])\ndef g(): return None\ndef h(x): return x > 3\ndef s(): return 'a\\nb\\u00e9\\ud800'\ndef b(): return b'\\n'",
      ["assert f(2) == {1, 2}", "assert g() is None", "assert h(4)", "assert not h(3)", "assert h(1) == False, 'three or less'",
       "assert s() == 'a\\nb\\u00e9\\ud800'", "assert b() == b'\\n'"]),

@@ -162,18 +162,6 @@ def test_the_time_limit_holds_in_any_thread_and_leaves_no_process(text):
     assert rewards.accuracy(problem, r"<answer>\sqrt2</answer>") == 1                          # and there is another
 
 
-@needs("math_verify")
-def test_threads_get_their_own_answers():
-    found = {}
-    def work(i):
-        for n in range(10):
-            found[i, n] = rewards.equal(fr"\sqrt{{{i + 2}}}\cdot {n}", fr"{n}\sqrt{{{i + 2 + n % 2}}}")
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert len(found) == 40 and all(same == (n % 2 == 0) for (_, n), same in found.items())
-
-
 def test_a_broken_package_is_no_wrong_answer(counts, capsys):
     """Where the package cannot be imported, or the child is killed from outside, asking raises."""
     if importlib.util.find_spec("math_verify") is None:
@@ -189,9 +177,9 @@ def test_a_broken_package_is_no_wrong_answer(counts, capsys):
 
 # --- reasoning-gym --------------------------------------------------------------------------------------------------
 
-def test_gym_without_the_package(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused(capsys, train.main, ["--task", "gym:chain_sum", "--out", tmp_path], "--task gym:chain_sum", "pip install reasoning-gym")
+@pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is not None, reason="reasoning_gym is installed")
+def test_gym_without_the_package(capsys, tmp_path):
+    refused(capsys, train.main, ["--task", "gym:chain_sum", "--out", tmp_path], "--task gym:chain_sum", "No module named 'reasoning_gym'")
 
 
 @needs("reasoning_gym")

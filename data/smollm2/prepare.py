@@ -48,8 +48,9 @@ def main(folder="data/smollm2"):
     model.save(folder)
     tokens, kinds = about("tokenizer.ggml.tokens"), about("tokenizer.ggml.token_type")
     files = {"tokenizer.json": {
-        "version": "1.0", "normalizer": None, "added_tokens": [{"id": i, "content": token, "special": True, "normalized": False, "single_word": False,
-                          "lstrip": False, "rstrip": False} for i, token in enumerate(tokens) if kinds[i] == 3],
+        "version": "1.0", "normalizer": None, "added_tokens": [
+            dict(id=i, content=token, special=True, normalized=False, single_word=False, lstrip=False, rstrip=False)
+            for i, token in enumerate(tokens) if kinds[i] == 3],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Digits", "individual_digits": True},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]},
