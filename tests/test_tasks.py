@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import math
 import os
 import random
 import threading
@@ -16,9 +17,11 @@ import pytest
 import evaluate
 import outside
 import rewards
+import sandbox
 import train
 from conftest import ROOT
 from data import countdown, jsonl, load_task
+from data.tokenizer import Tokenizer
 from test_train import SMALL, metrics, refused, repository  # noqa: F401  (a fixture)
 
 needs = lambda package: pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
@@ -331,3 +334,42 @@ def test_evaluation_leaves_out_what_was_not_judged(monkeypatch):
     assert m["pass@1_ci"] == pytest.approx(1.96 * (0.125 / 2) ** 0.5)
     m, _ = evaluate.evaluate(None, None, "c", k=3)
     assert m["pass@1"] != m["pass@1"] and m["unjudged"] == 1
+
+
+# --- From a problem to a prompt, and programs in files ----------------------------------------------------------------
+
+def test_a_think_block_that_the_prompt_opened(tmp_path):
+    """Its tag is part of the judged text: an answer inside the open block is no answer, a second tag is malformed."""
+    tokenizer, problem = Tokenizer.load(f"{ROOT}/data/base"), {"kind": "math", "answer": "4", "prompt": "q"}
+    said = lambda text: evaluate.judge(problem, tokenizer.encode(text) + [tokenizer.eos_id], tokenizer)
+    plain = said("2+2</think>\n<answer>4</answer>")
+    tokenizer.think = True
+    opened = said("2+2</think>\n<answer>4</answer>")
+    assert (plain["format"], opened["format"], opened["accuracy"]) == (0, 1, 1) and opened["length"] == plain["length"]
+    assert said("so <answer>4</answer>")["accuracy"] == 0 and said("<think>2+2</think>\n<answer>4</answer>")["format"] == 0
+    train.main([*SMALL, "--think", "--steps", "1", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "samples.txt").read_text().count("<think>\n") >= 4
+
+
+def test_prompt_flags_that_do_not_fit(capsys, tmp_path):
+    for flags, words in ((["--chat"], "no chat format"), (["--system", "x"], "--system needs --chat")):
+        refused(capsys, train.main, [*flags, "--out", tmp_path / "out"], words)
+        refused(capsys, evaluate.main, [*flags, "--model", f"{ROOT}/data/base"], words)
+
+
+def test_programs_in_a_file(tmp_path, monkeypatch, capsys, counts):
+    path, asked = tmp_path / "code.jsonl", []
+    monkeypatch.setattr(sandbox, "start", asked.append)
+    for tests in (["assert f(2) == 4", "assert not g(1)"], [["1 2", "3"], ["", "0"]]):
+        path.write_text("".join(json.dumps({"question": f"q{i}", "kind": "code", "tests": tests}) + "\n" for i in range(40)))
+        problems, sets = load_task(str(path), unsafe_code=True)
+        assert len(problems) + len(sets["held out"]) == 40 and problems[0]["tests"] == tests and asked.pop() is True
+    load_task(str(path), reward=f"{ROOT}/rewards.py:format")
+    assert not asked                              # nothing is run
+    monkeypatch.setattr(sandbox, "run", lambda *_: 1 / 0)
+    assert math.isnan(evaluate.accuracy(problems[0], "<answer>x</answer>")) and counts["reward_errors"] == 1
+    good, _ = path.read_text(), capsys.readouterr()
+    for tests, words in (([], "at least one"), (None, "at least one"), ("assert f(2) == 4", "at least one"), ([3], "all of them"), ([["1", 2]], "all of them"),
+                         (["assert f(2) == 4", "assert f(2) < 5"], "assert f(2) < 5"), (["assert f(2) == 4", ["1", "2"]], "cannot judge")):
+        path.write_text(good + json.dumps({"question": "q", "kind": "code", "tests": tests}) + "\n")
+        refused(capsys, train.main, ["--task", path, "--out", tmp_path / "out"], f"{path}:41: ", words)
