@@ -49,4 +49,5 @@ def stats(z, y, state):
 def dlogits(z, y, known, out):
     rows, K = z.shape
     block = min(BLOCK, triton.next_power_of_2(K))
-    dlogits_kernel[(rows, triton.cdiv(K, block))](z, out, y, known, z.stride(0), out.stride(0), known.stride(0), K, block)
+    grid = rows, triton.cdiv(K, block)
+    dlogits_kernel[grid](z, out, y, known, z.stride(0), out.stride(0), known.stride(0), K, block)

@@ -2,7 +2,7 @@
 
     log pi(y | state) = z_y / temperature - lse,     z = W h,   lse = logsumexp(z / temperature)                  (1)
     entropy           = lse - sum_v p_v z_v / temperature,                p = softmax(z / temperature)            (2)
-    d log pi / dz_v   = ([v = y] - p_v) / temperature,    d entropy / dz_v = -p_v (log p_v + entropy) / temperature   (3)
+    d log pi / dz_v = ([v = y] - p_v) / temperature,   d entropy / dz_v = -p_v (log p_v + entropy) / temperature     (3)
 
 `reference_logprobs` is the definition. `token_logprobs` equals it in value and gradient and never holds the table of
 logits (M, V): it works in tiles of rows x vocabulary, keeps a running maximum and sum, and saves one number a row, lse,
