@@ -48,8 +48,7 @@ def truth(key, text):
     if "####" in text:
         found = text.rpartition("####")[2]
     elif "\\boxed{" in text:
-        box = BOXED.match(text, text.rfind("\\boxed{"))
-        found = box[1] if box else ""
+        found = box[1] if (box := BOXED.match(text, text.rfind("\\boxed{"))) else ""
     if not found.strip():
         raise ValueError(f"no final answer in {key!r}: #### and it, or \\boxed{{it}}")
     return found.strip()
