@@ -353,8 +353,8 @@ def test_canon_is_equality_but_for_types():
 
 @isolated
 def test_the_task_is_solvable_and_tables_of_the_examples_fail():
-    train, sets = code.load(0)
-    assert train != code.load(1)[0] and sets == code.load(1)[1]
+    (train, sets), (other, same) = code.load(0), code.load(1)
+    assert train != other and sets == same
     everything = train + sum(sets.values(), [])
     functions = {name: {p["solution"] for p in problems} for name, problems in ({"train": train} | sets).items()}
     assert not functions["train"] & (functions["new functions"] | functions["two cases"])
@@ -363,7 +363,7 @@ def test_the_task_is_solvable_and_tables_of_the_examples_fail():
     assert not any(p["prompt"] in prompts for name in sets for p in sets[name])
     tokenizer = Tokenizer.load(os.path.join(ROOT, "data", "base"))
     assert max(len(tokenizer.encode(p["prompt"])) for p in everything) < 64
-    for p in everything[::5]:                     # by plain Python: the texts are our own
+    for p in everything[::9]:                     # by plain Python: the texts are our own
         space = {}
         exec(p["solution"], space)
         shown = [f"assert {part.replace('=', ' == ')}" for part in p["prompt"].removeprefix("User: ").removesuffix("\nAssistant:").split()]

@@ -318,7 +318,7 @@ def test_bad_rewards(capsys, tmp_path, own):
     for reward, words in ((own("nothing"), ["own.py:nothing", "rewards.py:accuracy"]), ("own.py", ["own.py"]), (own("calls"), ["calls"]),
                           (f"{tmp_path}/no.py:f", ["no.py"])):
         refused(capsys, train.main, ["--reward", reward, "--out", tmp_path / "out"], *words)
-        refused(capsys, evaluate.main, ["--model", f"{ROOT}/data/base", "--reward", reward], *words)
+    refused(capsys, evaluate.main, ["--model", f"{ROOT}/data/base", "--reward", reward], *words)
 
 
 def test_evaluation_leaves_out_what_was_not_judged(monkeypatch):
