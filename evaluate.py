@@ -61,11 +61,12 @@ def mean_interval(values):
 
 
 def check_room(task, sets, tokenizer, model, max_new_tokens):
-    """ValueError when a prompt of the problem lists `sets` leaves no room for max_new_tokens in the model's context."""
+    """Tokens of the longest prompt of the problem lists `sets`. ValueError when it leaves no room for max_new_tokens."""
     longest = max(len(tokenizer.prompt(p)) for problems in sets for p in problems)
     if longest + max_new_tokens > model.config.max_seq_len:
         raise ValueError(f"{task}: the longest prompt, of {longest} tokens, and {max_new_tokens} new ones do not fit "
                          f"into the model's context of {model.config.max_seq_len}")
+    return longest
 
 
 COUNTS = Counter()                # of this process: judged responses, and reward_errors among them

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import torch
 
 import grpo
+import memory
 import ppo
 from checkpoint import Log, commit, save
 from data import Task, load_task
@@ -43,6 +44,7 @@ class Config(Task):
     algo: str = "grpo"            # grpo or ppo
     init: str = "data/base"       # checkpoint folder that RL starts from
     out: str = ""                 # folder of the run; default out/ALGO-TASK-SEED
+    dry_run: bool = False         # print how much memory the run would take, and stop
     resume: bool = False          # go on from the checkpoint in --out
     seed: int = 0                 # of problems and samples
     steps: int = 40               # rollouts
@@ -213,9 +215,13 @@ def setup(argv):
     tokenizer.chat, tokenizer.system, tokenizer.think = config.chat, config.system, config.think
     if config.problems > len(train):
         raise ValueError(f"--problems {config.problems}: {config.task} has {len(train)} training problems")
-    check_room(config.task, [train, *sets.values()], tokenizer, policy,
-               max(config.max_new_tokens, config.eval_max_new_tokens))
+    longest = check_room(config.task, [train, *sets.values()], tokenizer, policy,
+                         max(config.max_new_tokens, config.eval_max_new_tokens))
     nets = algo.networks(policy, hp)
+    precision = torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16")
+    if config.dry_run:
+        print(memory.table(memory.estimate(nets, config, hp.group_size, longest, precision)))
+        raise SystemExit
     optimizer = torch.optim.AdamW([
         {"params": list(net.parameters()), "peak": getattr(hp, f"{name}_lr", config.lr)}
         for name, net in vars(nets).items() if net is not None and name != "ref"], betas=(0.9, 0.95), weight_decay=0.0,
@@ -234,7 +240,6 @@ def setup(argv):
         json.dump({"flags": asdict(config) | asdict(hp), "python": platform.python_version(),
                    "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit()}, f, indent=1)
     os.replace(f"{config.out}/config.json.tmp", f"{config.out}/config.json")
-    precision = torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16")
     sets = dict(list(sets.items())[:config.eval_sets or None])
     return SimpleNamespace(config=config, algo=algo, hp=hp, nets=nets, optimizer=optimizer, tokenizer=tokenizer,
                            train=train, sets=sets, logs=logs, precision=precision,

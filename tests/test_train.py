@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import evaluate
+import memory
 import plot
 import sft
 import train
@@ -488,3 +489,18 @@ def test_save_and_load(tiny, tmp_path):
         assert back.config == model.config
         ids = torch.randint(37, (2, 9))
         assert torch.equal(model.logits(model(ids)), back.logits(back(ids)))
+
+
+def test_the_memory_of_a_backward_pass_is_counted(tmp_path, capsys):
+    """Counted from one and two layers and one and two rows, it holds for four layers and five rows; --dry_run prints it."""
+    config, seen = GPT.load(os.path.join(ROOT, "data", "base")).config, [{}, {}]
+    model = GPT(config)
+    for rows, found in zip((5, 6), seen):
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda x: found.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) and x, lambda x: x):
+            hidden = model(torch.zeros(rows, 64, dtype=torch.long))
+    want = (sum(seen[1].values()) - sum(seen[0].values())) / 64
+    assert abs(memory.saved_bytes(config, torch.autocast("cpu", enabled=False), "cpu") / want - 1) < 0.02
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--dry_run", "--out", str(tmp_path / "x")])
+    assert not stopped.value.code and "peak" in capsys.readouterr().out and not (tmp_path / "x").exists()
