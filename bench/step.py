@@ -5,7 +5,8 @@
 S: 256 wide, 6 layers, 8 heads, SwiGLU 704, vocabulary 512; 32 prompts of 32 ids, 8 responses each.
 R: the shape of SmolLM2-135M, vocabulary 49,152; 4 prompts of 64 ids, 8 responses each.
 Both: random weights, 64 new tokens in every response, reward = share of even ids, lr 1e-4, one update a rollout. of_it_head:
-what the head and the log-probs take of the update, forward and backward, timed alone. Each
+what the head and the log-probs take of the update, forward and backward, timed alone;
+product_gflops: the rate of one product of matrices, to hold the seconds against. Each
 run is a process of its own: its peak memory is that of nothing else.
 """
 import argparse
@@ -78,6 +79,13 @@ def main():
             with run.precision:
                 token_logprobs(part, nets.policy.head, torch.zeros(len(part), dtype=torch.long, device=args.device))[0].sum().backward()
         head.append(now(cuda) - began)
+    a, b = torch.randn(2048, 576, device=args.device), torch.randn(576, 1536, device=args.device)
+    rates = []
+    for _ in range(9):                            # what the machine gives at best in this hour
+        began = now(cuda)
+        with run.precision:
+            a @ b
+        rates.append(2e-9 * 2048 * 576 * 1536 / (now(cuda) - began))
     sample_s, score_s, update_s = (statistics.median(column) for column in zip(*times[1:]))
     seconds = statistics.median(map(sum, times[1:]))
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -85,6 +93,7 @@ def main():
         setting=args.setting, algo=args.algo, kl_coef=args.kl_coef, dtype=args.dtype, device=args.device, threads=torch.get_num_threads(),
         trained_parameters=sum(p.numel() for net in trained for p in net.parameters()), seconds=round(seconds, 3), sample=round(sample_s, 3),
         score=round(score_s, 3), update=round(update_s, 3), of_it_head=round(min(head), 3), tokens_per_second=round(B * G * 64 / seconds), peak_mb=round(peak / 2 ** 20),
+        product_gflops=round(statistics.median(rates)),
         torch=torch.__version__)))
 
 
