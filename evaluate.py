@@ -61,7 +61,7 @@ def mean_interval(values):
 
 
 def check_room(task, sets, tokenizer, model, max_new_tokens):
-    """Tokens of the longest prompt of the problem lists `sets`. ValueError when it leaves no room for max_new_tokens."""
+    """Tokens of the longest prompt of the problem lists `sets`. ValueError if it leaves no room for max_new_tokens."""
     longest = max(len(tokenizer.prompt(p)) for problems in sets for p in problems)
     if longest + max_new_tokens > model.config.max_seq_len:
         raise ValueError(f"{task}: the longest prompt, of {longest} tokens, and {max_new_tokens} new ones do not fit "

@@ -47,9 +47,12 @@ def estimate(nets, config, group_size, prompt_columns, precision):
     }
 
 
-def table(parts):
-    """Lines to print: each part in GB, and the peak: what is there always and the larger of the two phases."""
+def peak(parts):
+    """What is there always, and the larger of the two phases."""
     phase = lambda name: sum(size for part, size in parts.items() if part.startswith(name))
-    always = sum(parts.values()) - phase("sampling") - phase("update")
-    peak = always + max(phase("sampling"), phase("update"))
-    return "\n".join(f"{name:28}{size / 2 ** 30:8.2f} GB" for name, size in (parts | {"peak": peak}).items())
+    return sum(parts.values()) - min(phase("sampling"), phase("update"))
+
+
+def table(parts):
+    """Lines to print: each part in GB, and the peak."""
+    return "\n".join(f"{name:28}{size / 2 ** 30:8.2f} GB" for name, size in (parts | {"peak": peak(parts)}).items())

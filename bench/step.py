@@ -6,8 +6,8 @@ S: 256 wide, 6 layers, 8 heads, SwiGLU 704, vocabulary 512; 32 prompts of 32 ids
 R: the shape of SmolLM2-135M, vocabulary 49,152; 4 prompts of 64 ids, 8 responses each.
 Both: random weights, 64 new tokens in every response, reward = share of even ids, lr 1e-4, one update a rollout. of_it_head:
 what the head and the log-probs take of the update, forward and backward, timed alone;
-product_gflops: the rate of one product of matrices, to hold the seconds against. Each
-run is a process of its own: its peak memory is that of nothing else.
+product_gflops: the rate of one product of matrices, to hold the seconds against; estimate_mb: what train.py --dry_run
+would say. Each run is a process of its own: its peak memory is that of nothing else.
 """
 import argparse
 import json
@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import memory
 import train
 from logprobs import token_logprobs
 from model import GPT, GPTConfig
@@ -53,7 +54,8 @@ def main():
     nets = algo.networks(GPT(shape).to(args.device), hp)
     trained = [net for name, net in vars(nets).items() if net is not None and name != "ref"]
     run = SimpleNamespace(
-        algo=algo, hp=hp, nets=nets, config=train.Config(algo=args.algo, lr=1e-4, tokens=args.tokens, device=args.device),
+        algo=algo, hp=hp, nets=nets, config=train.Config(algo=args.algo, lr=1e-4, tokens=args.tokens, device=args.device,
+                                                            dtype=args.dtype, problems=B, max_new_tokens=64),
         precision=torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"),
         optimizer=torch.optim.AdamW([{"params": list(net.parameters())} for net in trained], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     cuda = args.device == "cuda"
@@ -93,6 +95,7 @@ def main():
         setting=args.setting, algo=args.algo, kl_coef=args.kl_coef, dtype=args.dtype, device=args.device, threads=torch.get_num_threads(),
         trained_parameters=sum(p.numel() for net in trained for p in net.parameters()), seconds=round(seconds, 3), sample=round(sample_s, 3),
         score=round(score_s, 3), update=round(update_s, 3), of_it_head=round(min(head), 3), tokens_per_second=round(B * G * 64 / seconds), peak_mb=round(peak / 2 ** 20),
+        estimate_mb=round(memory.peak(memory.estimate(nets, run.config, G, P, run.precision)) / 2 ** 20),
         product_gflops=round(statistics.median(rates)),
         torch=torch.__version__)))
 
