@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import zipfile
+from dataclasses import asdict
 
 import torch
 
@@ -50,6 +51,16 @@ def load(path):
         raise ValueError(f"{path} holds more than tensors and numbers, and is refused") from None
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def write(run, step):
+    """All that `setup` needs to go on after `step`, and the policy as a checkpoint folder."""
+    save(f"{run.config.out}/state.pt", {
+        "flags": asdict(run.config) | asdict(run.hp), "threads": torch.get_num_threads(), "step": step,
+        "nets": {name: net.state_dict() for name, net in vars(run.nets).items() if net is not None},
+        "optimizer": run.optimizer.state_dict(), "before": run.before, "ends": [log.file.tell() for log in run.logs]})
+    run.nets.policy.save(f"{run.config.out}/model")
+    run.tokenizer.save(f"{run.config.out}/model")
 
 
 def commit():

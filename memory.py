@@ -12,11 +12,12 @@ import logprobs
 from model import GPT
 
 
-def saved_bytes(config, precision, device):
+def saved_bytes(config, precision, device, recompute=False):
     """Bytes that autograd keeps for the backward pass of GPTConfig `config`, for each token more."""
     found = []
     for layers in (1, 2):
         model = GPT(replace(config, n_layer=layers, vocab_size=8)).to(device)
+        model.recompute = recompute
         for rows in (1, 2):
             seen = {}
             def count(x):
@@ -42,7 +43,7 @@ def estimate(nets, config, group_size, prompt_columns, precision):
         "reference": 4 * size * (nets.ref is not None),
         "weights in bf16": 2 * size * (half == 2),
         "sampling: KV cache": cache * (half if config.device == "cuda" else 4),
-        "update: activations": config.tokens * saved_bytes(shape, precision, config.device),
+        "update: activations": config.tokens * saved_bytes(shape, precision, config.device, config.recompute),
         "update: logits": min(table, logprobs.KEEP) if shape.vocab_size > 4096 else 3 * table,
     }
 

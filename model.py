@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 import pretrained
 
@@ -57,15 +58,15 @@ class KVCache:
     def columns(self):
         return self.layers[0][0].shape[2] if self.layers[0] else 0
 
-    def append(self, layer, k, v, column):
-        """k, v (N, J, S, D) of the newest columns, `column` (S,) -> all keys and values (N, J, K, D)."""
+    def append(self, layer, pair, k, v, column):
+        """k, v (N, J, S, D) of the newest columns, `column` (S,) -> all keys and values (N, J, K, D).
+
+        pair: what the layer held before; a block that is run again for its backward pass appends to the same."""
         if self.column is not None:
-            for old, new in zip(self.layers[layer], (k, v)):
+            for old, new in zip(pair, (k, v)):
                 old.index_copy_(2, column, new)
-        elif self.layers[layer] is not None:
-            self.layers[layer] = tuple(torch.cat(pair, 2) for pair in zip(self.layers[layer], (k, v)))
         else:
-            self.layers[layer] = k, v
+            self.layers[layer] = tuple(torch.cat(x, 2) for x in zip(pair, (k, v))) if pair else (k, v)
         return self.layers[layer]
 
     def select(self, rows, room=0):
@@ -97,7 +98,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
 
-    def forward(self, x, cos, sin, attend, cache, column, layer):
+    def forward(self, x, cos, sin, attend, cache, pair, column, layer):
         N, S, _ = x.shape
         q = self.q_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, H, D)
         k = self.k_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, J, D)
@@ -108,7 +109,7 @@ class Attention(nn.Module):
         # under autocast k is fp32, rotated by fp32 tables; torch's attention in bf16 is the fast one on CUDA only
         q, k, v = (y.to(v.dtype if v.is_cuda else x.dtype) for y in (q, k, v))
         if cache is not None:
-            k, v = cache.append(layer, k, v, column)                                            # (N, J, K, D)
+            k, v = cache.append(layer, pair, k, v, column)                                      # (N, J, K, D)
         if S == 1:                # the query heads of a key head as rows of one query: no key is repeated
             q = q.reshape(N, k.shape[1], -1, q.shape[-1])                                       # (N, J, H/J, D)
         with torch.autocast(x.device.type, enabled=False):
@@ -147,6 +148,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    recompute = False             # keep only the input of each block for the backward pass, and run it again there
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -194,7 +197,9 @@ class GPT(nn.Module):
                 attend = (attend & real | (key == column[:, None]))[:, None]                    # (N, 1, S, K)
         x = self.embed_tokens(ids)
         for i, block in enumerate(self.layers):
-            x = block(x, cos, sin, attend, cache, column, i)
+            rest = cos, sin, attend, cache, cache and cache.layers[i], column, i
+            again = self.recompute and torch.is_grad_enabled()
+            x = checkpoint(block, x, *rest, use_reentrant=False) if again else block(x, *rest)
         if in_place:
             cache.column += S
         return self.norm(x)

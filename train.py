@@ -23,7 +23,7 @@ import torch
 import grpo
 import memory
 import ppo
-from checkpoint import Log, commit, save
+from checkpoint import Log, commit, write
 from data import Task, load_task
 from data.tokenizer import Tokenizer
 from evaluate import COUNTS, check_room, evaluate, judge, table
@@ -44,6 +44,7 @@ class Config(Task):
     algo: str = "grpo"            # grpo or ppo
     init: str = "data/base"       # checkpoint folder that RL starts from
     out: str = ""                 # folder of the run; default out/ALGO-TASK-SEED
+    recompute: bool = False       # activation checkpointing: a third more time, memory of one layer and not of all
     dry_run: bool = False         # print how much memory the run would take, and stop
     resume: bool = False          # go on from the checkpoint in --out
     seed: int = 0                 # of problems and samples
@@ -218,6 +219,8 @@ def setup(argv):
     longest = check_room(config.task, [train, *sets.values()], tokenizer, policy,
                          max(config.max_new_tokens, config.eval_max_new_tokens))
     nets = algo.networks(policy, hp)
+    for net in filter(None, vars(nets).values()):
+        net.recompute = config.recompute
     precision = torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16")
     if config.dry_run:
         print(memory.table(memory.estimate(nets, config, hp.group_size, longest, precision)))
@@ -244,16 +247,6 @@ def setup(argv):
     return SimpleNamespace(config=config, algo=algo, hp=hp, nets=nets, optimizer=optimizer, tokenizer=tokenizer,
                            train=train, sets=sets, logs=logs, precision=precision,
                            step=state["step"], before=state["before"])
-
-
-def checkpoint(run, step):
-    """All that `setup` needs to go on after `step`, and the policy as a checkpoint folder."""
-    save(f"{run.config.out}/state.pt", {
-        "flags": asdict(run.config) | asdict(run.hp), "threads": torch.get_num_threads(), "step": step,
-        "nets": {name: net.state_dict() for name, net in vars(run.nets).items() if net is not None},
-        "optimizer": run.optimizer.state_dict(), "before": run.before, "ends": [log.file.tell() for log in run.logs]})
-    run.nets.policy.save(f"{run.config.out}/model")
-    run.tokenizer.save(f"{run.config.out}/model")
 
 
 def held_out(run, step, names, model):
@@ -285,7 +278,7 @@ def main(argv=None):
     if run.before is None:
         run.before = held_out(run, 0, [main_set], policy)
         print(f"held-out {main_set} before RL: " + brief(run.before["metrics"][main_set]))
-    checkpoint(run, run.step)
+    write(run, run.step)
     print(f"RL starts {time.time() - began:.0f} s after the command", flush=True)
     step = run.step
     for step in range(step, config.steps):
@@ -302,7 +295,7 @@ def main(argv=None):
             found = held_out(run, step, [main_set], policy)["metrics"]
             print(f"held-out {main_set} at step {step}: " + brief(found[main_set]))
         if step % config.save_every == 0 or step == config.steps or stop:
-            checkpoint(run, step)
+            write(run, step)
         if stop:
             print(f"stopped after step {step}; go on with: python train.py --out {config.out} --resume")
             raise SystemExit(128 + stop[0])

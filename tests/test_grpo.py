@@ -272,3 +272,17 @@ def test_the_numbers_in_the_code_are_those_of_the_docstring():
     stated = set(re.findall(r"\((\d)\)\n", grpo.__doc__))
     code = inspect.getsource(grpo).split('"""', 2)[2]
     assert stated == set(re.findall(r"# \((\d)\)", code)) == {"1", "2", "3", "4", "5"}
+
+
+@pytest.mark.parametrize("prompt", [[5, 6, 7], [5]])
+def test_activation_checkpointing_changes_no_gradient(tiny, prompt):
+    """Prompts run once and feed the responses through the cache: the gradient goes through what is run again."""
+    model, found = tiny(), []
+    rollout = sample(model, [prompt, [8, 9, 10, 11]], 4, 9, eos_id=1, seed=3)
+    for model.recompute in (False, True):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x):
+            logprobs, entropy = response_logprobs(model, rollout)
+        grads = torch.autograd.grad(logprobs.sum() + entropy.square().sum(), list(model.parameters()))
+        found.append((torch.cat([g.flatten() for g in grads]), sum(saved)))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5) and found[0][0].norm() > 1 and found[1][1] < 0.5 * found[0][1]
