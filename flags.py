@@ -42,7 +42,9 @@ def parse(argv, doc, *configs):
             more = dict(nargs="?", const=True, type=true_or_false) if f.type is bool else dict(type=f.type)
             group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, required=f.default is MISSING, **more,
                                metavar=f.type.__name__, help=f"{comments[f.name]} ({default})".replace("%", "%%"))
-    return vars(parser.parse_args(argv))
+    spelled = lambda name: "--" + name[2:].replace("-", "_") if name.startswith("--") else name       # --dry-run too
+    words = (str(word).partition("=") for word in (sys.argv[1:] if argv is None else argv))
+    return vars(parser.parse_args([spelled(name) + equals + value for name, equals, value in words]))
 
 
 def fill(config, values):

@@ -37,14 +37,14 @@ def estimate(nets, config, group_size, prompt_columns, precision):
     size = sum(p.numel() for p in nets.policy.parameters())
     rows, columns = config.problems * group_size, prompt_columns + config.max_new_tokens
     cache = 2 * rows * columns * 2 * shape.n_layer * shape.n_kv_head * shape.head_dim     # twice: it moves
-    table = 4 * config.tokens * shape.vocab_size
+    logits = 4 * config.tokens * shape.vocab_size
     return {
         "weights, gradients, AdamW": sum(16 * p.numel() for net in trained for p in net.parameters()),
         "reference": 4 * size * (nets.ref is not None),
         "weights in bf16": 2 * size * (half == 2),
         "sampling: KV cache": cache * (half if config.device == "cuda" else 4),
         "update: activations": config.tokens * saved_bytes(shape, precision, config.device, config.recompute),
-        "update: logits": min(table, logprobs.KEEP) if shape.vocab_size > 4096 else 3 * table,
+        "update: logits": min(logits, logprobs.KEEP) if shape.vocab_size > 4096 else 3 * logits,
     }
 
 

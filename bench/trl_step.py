@@ -26,11 +26,9 @@ from trl import GRPOConfig, GRPOTrainer
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-SETTINGS = {                      # vocabulary, layers, heads, kv heads, width, SwiGLU, prompts, prompt tokens, micro-batch
-    "S": (512, 6, 8, 8, 256, 704, 32, 32, 64),
-    "R": (49152, 30, 9, 3, 576, 1536, 4, 64, 8),
-    "pairs": None,                # the main job: data/base, 16 problems x 16, up to 160 tokens, 4 optimizer steps, KL 0.001
-}
+from bench.step import SETTINGS  # noqa: E402
+
+MICRO = {"S": 64, "R": 8}         # responses in a micro-batch
 
 
 class Clock(TrainerCallback):
@@ -61,7 +59,7 @@ def even(completion_ids, **kwargs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", default="S", choices=SETTINGS)
+    parser.add_argument("--setting", default="S", choices=[*SETTINGS, "pairs"])
     parser.add_argument("--kl_coef", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not")
     parser.add_argument("--threads", type=int, default=0)
@@ -90,11 +88,12 @@ def main():
             lengths.append(sum(row["length"] for row in rows) / len(rows))
             return [row["accuracy"] + 0.1 * row["format"] for row in rows]
     else:
-        V, layers, heads, kv_heads, width, hidden, B, P, micro = SETTINGS[args.setting]
+        (shape, B, P), micro = SETTINGS[args.setting], MICRO[args.setting]
+        V = shape.vocab_size
         end, G, T, per_rollout, beta, lr, reward = "<eos>", 8, 64, 1, args.kl_coef, 1e-4, even
         model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=V, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads, hidden_size=width,
-            intermediate_size=hidden, max_position_embeddings=512, tie_word_embeddings=True, attn_implementation=args.attention,
+            vocab_size=V, num_hidden_layers=shape.n_layer, num_attention_heads=shape.n_head, num_key_value_heads=shape.n_kv_head, hidden_size=shape.n_embd,
+            intermediate_size=shape.n_hidden, max_position_embeddings=512, tie_word_embeddings=True, attn_implementation=args.attention,
             bos_token_id=None, eos_token_id=None, pad_token_id=None))
         prompts = [" ".join(map(str, torch.randint(V, (P,)).tolist())) for _ in range(B * (args.steps + 1))]
     lengths, clock = [], Clock()

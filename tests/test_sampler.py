@@ -130,6 +130,14 @@ def test_draw_has_the_distribution_it_records():
     assert draw(torch.zeros(1, 5), torch.tensor([1 - 2 ** -24]), 1.0)[0].item() == 4
 
 
+def test_a_draw_in_pieces_is_the_draw(monkeypatch):
+    torch.manual_seed(0)
+    logits, u = torch.randn(50, 37), torch.rand(50)
+    whole = draw(logits, u, 0.8)
+    monkeypatch.setattr("sampler.CACHED", 37 * 8)                # 8 rows a piece, and a last one of 2
+    assert all(torch.equal(a, b) for a, b in zip(whole, draw(logits, u, 0.8)))
+
+
 def test_greedy(tiny):
     model = tiny()
     out = sample(model, PROMPTS, 1, 6, temperature=0.0)
