@@ -198,11 +198,11 @@ VOCABULARY = {
         this be from or by not we you have which then there now let can if but what all will two first next try need
         get number numbers sum answer think because therefore also maybe was were they his her its our their would
         could should how when where do does did an at my your than more most very just only make since thus hence
-        gives find verify retry evaluate mistake however""".split()),
+        gives find verify retry evaluate mistake however animals colours fruits parts""".split()),
     "es": frozenset("""bien mal espera reviso correcto error paro digo otra vez entonces el la los las de del que en
         un una unos unas por con para se su sus al lo como pero más este esta esto ese esa si sí porque hay muy ahora
-        también así luego número números suma respuesta tenemos pues cuando donde sobre ya está fue qué cómo otro cada
-        hasta desde todo todos nos primero probar verificar""".split()),
+        también así luego número números suma respuesta tenemos pues cuando donde sobre ya está fue qué cómo otro
+        cada hasta desde todo todos nos primero probar verificar animales colores frutas partes""".split()),
     "zh": frozenset(),                            # by its script: every Han character is a word
 }
 HAN = "\u4e00-\u9fff"

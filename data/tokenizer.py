@@ -193,7 +193,7 @@ def read_public(folder):
         raise ValueError(f"{path}: {type(error).__name__} {' '.join(str(error).split())}") from None
 
 
-def learn(text, size=512):
+def learn(text, size=639):
     """Byte-pair ranks of a text: the most frequent pair within a piece becomes the next token, until none is left.
 
     (tiktoken's educational trainer does the same, but recounts repeated words and fails when no pair is left.)"""
