@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 import rewards
-from data import Task, load_task
-from data.tokenizer import OPEN, Tokenizer
+from data import Task
+from data.tokenizer import OPEN
 from flags import check, fill, one_line_errors, parse
 from model import GPT
 from sampler import sample
@@ -26,15 +26,18 @@ from sampler import sample
 class Config(Task):
     model: str                    # checkpoint folder
     k: int = 16                   # samples per problem
-    problems: int = 128           # at most this many held-out problems of each set
+    problems: int = 128           # at most this many problems of each set
+    train: bool = False           # judge training problems instead: rejection sampling, with --keep
     max_new_tokens: int = 320     # longest response
     temperature: float = 1.0      # of the samples; pass@1 is their mean, the greedy row is apart
     seed: int = 0                 # of the samples
-    keep: str = ""                # write the correct and well-formed responses to this JSON-lines file
+    keep: str = ""                # write responses that are right, well formed and in one language to this .jsonl file
+    keep_tokens: int = 160        # and no longer than this
     device: str = "cpu"           # cpu or cuda
+    dtype: str = "float32"        # of the matrix products: float32 or bfloat16
 
     def __post_init__(self):
-        check(self, ("k", "problems", "max_new_tokens"))
+        check(self, ("k", "problems", "max_new_tokens", "keep_tokens"))
         if self.temperature < 0:
             raise ValueError(f"--temperature {self.temperature}: 0 (greedy) or above")
 
@@ -95,7 +98,7 @@ def judge(problem, ids, tokenizer):
     return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] not in tokenizer.eos_ids),
                 accuracy=score, unjudged=float(score != score), format=rewards.format(text),
                 reflection=float(count > 0), reflections=count,
-                english=rewards.language(text, "en"))
+                language=rewards.language(text, problem.get("language", "en")))
 
 
 @torch.no_grad()
@@ -127,7 +130,7 @@ def evaluate(model, tokenizer, problems, k=16, max_new_tokens=320, temperature=1
         f"pass@{k}": [pass_at_k(len(rows), sum(row["accuracy"] == 1 for row in rows), len(rows)) for rows in judged],
         f"cons@{k}": vote,
         "greedy": [group[0]["accuracy"] for group in greedy],
-        **{name: mean(name) for name in ("length", "reflection", "reflections", "format", "english", "truncated",
+        **{name: mean(name) for name in ("length", "reflection", "reflections", "format", "language", "truncated",
                                          "unjudged")},
     }
     metrics = {}
@@ -150,29 +153,33 @@ def table(columns):
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        model, tokenizer = GPT.load(config.model).to(config.device), Tokenizer.load(config.model)
-        _, sets = load_task(config.task, reward=config.reward, unsafe_code=config.unsafe_code)
-        tokenizer.chat, tokenizer.system, tokenizer.think = config.chat, config.system, config.think
+        model, tokenizer = GPT.load(config.model).to(config.device), config.tokenizer(config.model)
+        train, sets = config.load()
+        sets = {"training": train} if config.train else sets
         check_room(config.task, sets.values(), tokenizer, model, config.max_new_tokens)
         if config.keep:
             open(config.keep, "a").close()        # found out now if it cannot be written
     columns, kept = {}, []
     for name, problems in sets.items():
         problems = problems[:config.problems]
-        columns[name], groups = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
-                                         config.temperature, config.seed)
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            columns[name], groups = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
+                                             config.temperature, config.seed)
         for checked in (1, 0):
             hits = [row["accuracy"] for group in groups for row in group
                     if row["reflection"] == checked and not row["unjudged"]]
             print(f"{name}, {len(hits)} responses {'with' if checked else 'without'} a self-check: "
                   f"{sum(hits) / max(1, len(hits)):.3f} right")
-        kept += [{"prompt": p["prompt"], "response": text.removesuffix("<|end|>")} for p, group in zip(problems, groups)
-                 for text in dict.fromkeys(row["text"] for row in group if row["accuracy"] == row["format"] == 1)]
+        good = lambda row: (row["accuracy"] == row["format"] == row["language"] == 1
+                            and row["length"] <= config.keep_tokens)
+        kept += [{key: p[key] for key in ("prompt", "user") if key in p} | {"response": text.removesuffix(rewards.END)}
+                 for p, group in zip(problems, groups)
+                 for text in dict.fromkeys(row["text"] for row in group if good(row))]
     print(table(columns))
     if config.keep:
         with open(config.keep, "w") as f:
             f.writelines(json.dumps(row) + "\n" for row in kept)
-        print(f"wrote {len(kept)} correct and well-formed responses to {config.keep}")
+        print(f"wrote {len(kept)} responses to {config.keep}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Runs whose names differ only in the number at the end, the seed, become one line
 
     python plot.py out/grpo-pairs-0                             writes out/grpo-pairs-0/curves.png
     python plot.py results/r1_zero/grpo-? --out curves.png
+    python plot.py --journey out/r1/{0-zero,1-cold-start,2-reasoning-rl} --out journey.png     one stage after the other
 """
 import argparse
 import csv
@@ -25,15 +26,17 @@ PANELS = [
     ("response length, tokens", "metrics.csv", [("length", "-")]),
     ("responses with a self-check", "metrics.csv", [("reflection", "-")]),
     ("well formed", "metrics.csv", [("format", "-")]),
-    ("entropy, nats per token", "metrics.csv", [("entropy", "-")]),
+    ("entropy (SFT: loss), nats per token", "metrics.csv", [("entropy", "-"), ("nll", ":")]),
     ("KL to the reference, nats per token", "metrics.csv", [("kl", "-")]),
     ("groups without a signal", "metrics.csv", [("zero_groups", "-")]),
-    ("tokens per second", "metrics.csv", [("tokens_per_second", "-")]),
+    ("thinking in the question's language", "metrics.csv", [("language", "-")]),
 ]
 
 
 def read(path, column):
-    """(steps, values) of a CSV column; of eval.csv only the first held-out set. Empty when the column is not there."""
+    """(steps, values) of a CSV column; of eval.csv only the first held-out set. Empty when they are not there."""
+    if not os.path.exists(path):
+        return [], []
     with open(path) as f:
         rows = [r for r in csv.DictReader(f) if r.get(column)]
     rows = [r for r in rows if r.get("set") == rows[0].get("set")]
@@ -45,9 +48,11 @@ def name_of(run):
     return re.sub(r"-\d+$", "", os.path.basename(os.path.normpath(run)))
 
 
-def draw(runs, out):
+def draw(runs, out, journey=False):
     groups = {}
     for run in runs:
+        if not os.path.exists(f"{run}/metrics.csv"):
+            raise ValueError(f"{run} holds no metrics.csv")
         groups.setdefault(name_of(run), []).append(run)
     figure, axes = plt.subplots(3, 3, figsize=(13, 9), layout="constrained")
     for axis, (title, file, columns) in zip(axes.flat, PANELS):
@@ -58,15 +63,20 @@ def draw(runs, out):
                 if not curves:
                     continue
                 n = min(len(steps) for steps, _ in curves)
-                steps, y = curves[0][0][:n], np.array([values[:n] for _, values in curves])
+                steps, y = np.array(curves[0][0][:n]), np.array([values[:n] for _, values in curves])
+                if journey:                        # each stage is as wide as any other
+                    steps = i + steps / read(os.path.join(members[0], "metrics.csv"), "step")[0][-1]
                 label = column if len(columns) > 1 == len(groups) else name if style == "-" else None
                 axis.plot(steps, y.mean(0), style, color=f"C{i}", label=label)
                 if len(curves) > 1:
                     axis.fill_between(steps, y.min(0), y.max(0), color=f"C{i}", alpha=0.2, linewidth=0)
         axis.set_title(title, fontsize=11)
-        axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)
+        if journey:
+            axis.set_xticks(range(len(groups)), groups, fontsize=7, ha="left")
+        else:
+            axis.set_xlabel("step")
     axes.flat[0].legend(fontsize=9)
     seeds = max(map(len, groups.values()))
     figure.suptitle(", ".join(groups) + (f": mean and range of {seeds} seeds" if seeds > 1 else ""))
@@ -77,10 +87,11 @@ def draw(runs, out):
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("--journey", action="store_true", help="the runs are stages: draw one after the other")
     parser.add_argument("--out", default="", help="the picture (default: curves.png in the first run's folder)")
     with one_line_errors():
         args = parser.parse_args(argv)
-        draw(args.runs, args.out or os.path.join(args.runs[0], "curves.png"))
+        draw(args.runs, args.out or os.path.join(args.runs[0], "curves.png"), args.journey)
 
 
 if __name__ == "__main__":

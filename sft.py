@@ -1,4 +1,5 @@
-"""Supervised fine-tuning: next-token loss on (prompt, response) pairs. It makes the base model here.
+"""Supervised fine-tuning: next-token loss on (prompt, response) pairs. It makes the base model here, R1's cold start,
+the model after rejection sampling, and a student out of a teacher's traces.
 
     L = - sum over response tokens of log pi(token) / number of response tokens in the step                      (1)
 
@@ -8,25 +9,28 @@ linearly to zero over the last half.
 
     python sft.py --data pairs.jsonl --init FOLDER --out FOLDER            rows: {"prompt": ..., "response": ...}
 """
+import itertools
 import math
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from tqdm import tqdm
 
+from checkpoint import Log, load, save
+from data import Chat
 from data.jsonl import read
-from data.tokenizer import Tokenizer
+from data.tokenizer import OPEN
 from flags import check, fill, one_line_errors, parse
 from logprobs import response_logprobs
 from model import GPT
 from sampler import Rollout
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(Chat):
     data: str                     # JSON lines with "prompt" and "response"
     init: str                     # checkpoint folder to start from (config.json, tokenizer.tiktoken, weights)
     out: str                      # folder for the result
@@ -40,11 +44,13 @@ class Config:
     warmup: int = 20              # steps of linear warm-up
     clip: float = 1.0             # gradient norm limit
     seed: int = 0                 # order of the pairs, and the weights when from scratch
+    save_every: int = 200         # steps between checkpoints
+    resume: bool = False          # go on from the checkpoint in --out
     device: str = "cpu"           # cpu or cuda
     dtype: str = "float32"        # of the matrix products: float32 or bfloat16
 
     def __post_init__(self):
-        check(self, ("batch", "tokens", "warmup"))
+        check(self, ("batch", "tokens", "warmup", "save_every"))
 
 
 def optimizers(model, lr, muon_lr):
@@ -61,29 +67,46 @@ def schedule(step, steps, warmup):
     return min(1.0, (step + 1) / warmup, 2 * (1 - step / steps))
 
 
+def batches(pairs, size, seed):
+    """Endless lists of `size` pairs: all of them in one order, then in another."""
+    rng, order = random.Random(seed), []
+    while True:
+        while len(order) < size:
+            order += rng.sample(range(len(pairs)), len(pairs))
+        yield [pairs[i] for i in order[:size]]
+        order = order[size:]
+
+
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
         torch.manual_seed(config.seed)
-        tokenizer = Tokenizer.load(config.init)
+        tokenizer = config.tokenizer(config.init)
         model = GPT.load(config.init, weights=not config.scratch).to(config.device)
-        pairs = [(tokenizer.prompt(row), tokenizer.encode(row["response"]) + [tokenizer.eos_id])
+        opened = OPEN * config.think               # by the prompt
+        pairs = [(tokenizer.prompt(row), tokenizer.encode(row["response"].removeprefix(opened)) + [tokenizer.eos_id])
                  for row in tqdm(read(config.data, ("prompt", "response")), desc="tokenize", leave=False)]
         columns = sum(max(map(len, side)) for side in zip(*pairs))
         if columns > model.config.max_seq_len:
             raise ValueError(f"{config.data}: the longest prompt and the longest response have {columns} tokens, "
                              f"the model's context is {model.config.max_seq_len}")
         os.makedirs(config.out, exist_ok=True)
-    steps = config.steps or max(1, math.ceil(config.epochs * len(pairs) / config.batch))
-    opts, rng, order, began = optimizers(model, config.lr, config.muon_lr), random.Random(config.seed), [], time.time()
+        opts, state_pt, state = optimizers(model, config.lr, config.muon_lr), f"{config.out}/state.pt", None
+        flags = asdict(config) | {"resume": True}
+        if config.resume:
+            state = load(state_pt)
+            if not isinstance(state, dict) or state.get("flags") != flags:
+                raise ValueError(f"{state_pt} is of a run with other flags")
+            model.load_state_dict(state["model"])
+            for opt, saved in zip(opts, state["opts"]):
+                opt.load_state_dict(saved)
+        first, smooth = (state["step"], state["smooth"]) if state else (0, None)
+        log = Log(f"{config.out}/metrics.csv", state["end"] if state else 0)
+    steps, began = config.steps or max(1, math.ceil(config.epochs * len(pairs) / config.batch)), time.time()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pairs):,} pairs, {steps:,} steps")
-    bar = tqdm(range(steps), mininterval=1)
-    smooth = None
-    for step in bar:
-        if len(order) < config.batch:
-            order += rng.sample(range(len(pairs)), len(pairs))
-        chosen, order = order[:config.batch], order[config.batch:]
-        batch = Rollout.pack(*zip(*[pairs[i] for i in chosen]), device=config.device)
+    bar = tqdm(range(first, steps), initial=first, total=steps, mininterval=1)
+    for step, chosen in zip(bar, itertools.islice(batches(pairs, config.batch, config.seed), first, None)):
+        batch = Rollout.pack(*zip(*chosen), device=config.device)
         total = batch.response_mask.sum()
         mean = torch.zeros((), device=config.device)
         for rows in batch.micro_batches(config.tokens):
@@ -99,10 +122,13 @@ def main(argv=None):
             opt.zero_grad(set_to_none=True)
         smooth = float(mean) if smooth is None else 0.98 * smooth + 0.02 * float(mean)
         bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-        if step % 200 == 199 or step == steps - 1:
+        log.row({"step": step + 1, "nll": float(mean), "tokens": int(total), "seconds": time.time() - began})
+        if (step + 1) % config.save_every == 0 or step == steps - 1:
             tqdm.write(f"step {step + 1:5d}  loss {smooth:.4f}  seconds {time.time() - began:.0f}")
             model.save(config.out)
             tokenizer.save(config.out)
+            save(state_pt, {"flags": flags, "step": step + 1, "smooth": smooth, "end": log.file.tell(),
+                            "model": model.state_dict(), "opts": [opt.state_dict() for opt in opts]})
     print(f"wrote {os.path.join(config.out, 'model.safetensors')}")
 
 

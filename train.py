@@ -24,8 +24,7 @@ import grpo
 import memory
 import ppo
 from checkpoint import Log, commit, write
-from data import Task, load_task
-from data.tokenizer import Tokenizer
+from data import Task
 from evaluate import COUNTS, check_room, evaluate, judge, table
 from flags import check, fill, of_run, one_line_errors
 from model import GPT
@@ -36,7 +35,7 @@ LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", 
             entropy=".4f", zero_groups=".2f", explained_variance=".3f", tokens_per_second=".0f", seconds=".2f")
 SHORT = dict(tokens_per_second="tokens/s", explained_variance="expl_var")
 METRICS = ("kl", "entropy", "clip_low", "clip_high", "drift")                     # of every algorithm's loss
-MEANS = ("reward", "accuracy", "format", "length", "reflection", "english", "truncated", "unjudged")   # of responses
+MEANS = ("reward", "accuracy", "format", "length", "reflection", "language", "truncated", "unjudged")   # of responses
 
 
 @dataclass
@@ -53,6 +52,7 @@ class Config(Task):
     max_new_tokens: int = 160     # longest response in training
     temperature: float = 1.0      # of the sampler, and of every log-prob computed on what it sampled
     format_weight: float = 0.1    # reward = accuracy + format_weight * format
+    language_weight: float = 0.0  # R1: + language_weight * share of the thinking that is in the question's language
     overlong: float = 0.0         # DAPO: over the last part of max_new_tokens, of this size, the reward falls by 1
     resample: int = 1             # DAPO: groups with equal rewards make way for new ones, in at most so many samplings
     lr: float = 5e-4              # AdamW's learning rate, constant after the warm-up
@@ -117,10 +117,10 @@ def explore(run, step):
 
 
 def reward(row, config):
-    """The reward of a judged response: right, well formed, and with `--overlong` not too near to the limit."""
+    """The reward of a judged response: right, well formed, in the language of the question, and not overlong."""
     margin = config.overlong * config.max_new_tokens
     late = max(0.0, row["length"] + margin - config.max_new_tokens) / margin if margin else 0.0
-    return row["accuracy"] + config.format_weight * row["format"] - late
+    return row["accuracy"] + config.format_weight * row["format"] + config.language_weight * row["language"] - late
 
 
 def score(run, rollout):
@@ -208,12 +208,11 @@ def setup(argv):
     config = fill(Config, flags | {"out": out})
     algo = ALGORITHMS[config.algo]
     hp = fill(algo.Config, flags)
-    policy, tokenizer = GPT.load(config.init).to(config.device), Tokenizer.load(config.init)
+    policy, tokenizer = GPT.load(config.init).to(config.device), config.tokenizer(config.init)
     if tokenizer.vocab_size > policy.config.vocab_size:
         raise ValueError(f"{config.init}: the tokenizer has {tokenizer.vocab_size} tokens, "
                          f"the model {policy.config.vocab_size}")
-    train, sets = load_task(config.task, config.seed, config.reward, config.unsafe_code)
-    tokenizer.chat, tokenizer.system, tokenizer.think = config.chat, config.system, config.think
+    train, sets = config.load(config.seed)
     if config.problems > len(train):
         raise ValueError(f"--problems {config.problems}: {config.task} has {len(train)} training problems")
     longest = check_room(config.task, [train, *sets.values()], tokenizer, policy,

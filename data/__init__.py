@@ -1,12 +1,17 @@
-"""Tasks: `load_task(name, seed, reward, unsafe_code)` -> (training problems, {name: held-out problems}).
+"""Tasks: `load_task(name, seed, reward, unsafe_code, reward_model)` -> (training problems, {name: held-out problems}).
 
-A problem is a dict: prompt, kind (which verifier of rewards.py judges it), and what that verifier needs: answer for
-"math"; numbers, target and perhaps pick for "countdown"; tests for "code"; item for "gym". A name that ends in .jsonl
-is a file of questions and answers (data/jsonl.py); about one problem in eight of it, by the CRC of its prompt, is held
-out. A name gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces the verifiers: the function
-is called with the problem and the response and returns a float, or None for "could not judge". What may run text of the
-model as a program ("code", "gym") raises ValueError where the system has no sandbox for it, unless `unsafe_code`."""
+A problem is a dict: prompt, kind (which verifier of rewards.py judges it), perhaps the language of the question, and
+what the verifier needs: answer for "math"; numbers, target and perhaps pick for "countdown"; tests for "code"; item for
+"gym". Names joined by + are trained on in equal shares, and judged on the first held-out set of each before any other.
+A name that ends in .jsonl is a file of questions and answers (data/jsonl.py); about one problem in eight of it, by the
+CRC of its prompt, is held out. A name gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces
+the verifiers: the function is called with the problem and the response and returns a float, or None for "could not
+judge". A reward_model, the folder of one, judges the general task in training; the rule still judges what is held out,
+and the reward model the same once more. What may run text of the model as a program ("code", "gym") raises ValueError
+where the system has no sandbox for it, unless `unsafe_code`."""
 import importlib
+import itertools
+import os
 import runpy
 import zlib
 from dataclasses import dataclass
@@ -14,21 +19,43 @@ from dataclasses import dataclass
 import sandbox
 from data.jsonl import problem, read
 
-TASKS = ("pairs", "countdown", "code")        # modules of this folder, imported when asked for
+TASKS = ("pairs", "countdown", "code", "general")        # modules of this folder, imported when asked for
 
 
 @dataclass
-class Task:
-    """What is asked, how, and how it is judged: flags of train.py and evaluate.py."""
-    task: str = "pairs"           # pairs, countdown, code, gym:NAME or a .jsonl file
-    reward: str = ""              # file.py:function, to judge instead of the task's verifier
-    unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
+class Chat:
+    """How a problem is put to the model: flags of everything that makes prompts."""
     chat: bool = False            # put the problems in the chat format of the model
     system: str = ""              # with --chat: text of the system's turn
     think: bool = False           # the prompt opens the <think> block
 
+    def tokenizer(self, folder):
+        """The tokenizer of a checkpoint folder, told to do so."""
+        from data.tokenizer import Tokenizer       # here, since `python -m data.tokenizer` imports this file first
+        tokenizer = Tokenizer.load(folder)
+        tokenizer.chat, tokenizer.system, tokenizer.think = self.chat, self.system, self.think
+        return tokenizer
 
-def load_task(name, seed=0, reward="", unsafe_code=False):
+
+@dataclass
+class Task(Chat):
+    """What is asked, and how it is judged: flags of train.py and evaluate.py."""
+    task: str = "pairs"           # pairs, countdown, code, general, gym:NAME or a .jsonl file; several joined by +
+    reward: str = ""              # file.py:function, to judge instead of the task's verifier
+    reward_model: str = ""        # folder of reward_model.py that judges the general task in place of its rule
+    unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
+
+    def load(self, seed=0):
+        return load_task(self.task, seed, self.reward, self.unsafe_code, self.reward_model)
+
+
+def load_task(name, seed=0, reward="", unsafe_code=False, reward_model=""):
+    if "+" in name and not os.path.exists(name):
+        parts = [load_task(part, seed, reward, unsafe_code, reward_model) for part in name.split("+")]
+        longest = max(len(train) for train, _ in parts)
+        train = [p for train, _ in parts for p in itertools.islice(itertools.cycle(train), longest)]
+        sets = [list(sets.items()) for _, sets in parts]
+        return train, dict(s for some in itertools.zip_longest(*sets) for s in some if s)
     if name.endswith(".jsonl"):
         parts = {True: {}, False: {}}          # by prompt: a row that stands twice is one problem
         for row in read(name, convert=problem):
@@ -49,6 +76,12 @@ def load_task(name, seed=0, reward="", unsafe_code=False):
         if not callable(found):
             raise ValueError(f"--reward {reward}: a file and a function in it are needed, as in rewards.py:accuracy")
         for row in rows:
+            row["reward"] = found
+    elif reward_model and rows[0]["kind"] == "general":
+        from reward_model import judge             # here, since it imports the model, and this file nothing of that
+        found = judge(reward_model)
+        sets["general by reward model"] = [row | {"reward": found} for row in sets["general"]]
+        for row in train:
             row["reward"] = found
     elif any(row["kind"] in ("code", "gym") for row in rows):
         sandbox.start(unsafe_code)

@@ -26,6 +26,21 @@ MUTATIONS = {
     "an unknown reward": ("ppo.py", " & ~rollout.rewards.isnan()[:, None]", "", "ppo", "unknown"),
     "CISPO's weight": ("grpo.py", "clipped.detach() * A * logprobs", "clipped * A * logprobs", "variants", "formula"),
     "GSPO's root": ("variants.py", 'if kind == "sequence" else 1', 'if kind == "product" else 1', "variants", "formula"),
+    "the target of a tile": ("logprobs.py", "d[inside, y[inside]] += known[1, inside]", "d[inside, y[inside]] += 1", "logprobs", "definition"),
+    "a kept tile": ("logprobs.py", "z = TokenLogprobs.logits(hidden, weight, r, v, ctx.temperature) if z is None else z",
+                    "z = TokenLogprobs.logits(hidden, weight, r, v, 1.0) if z is None else z", "logprobs", "definition"),
+    "a maximum of tiles": ("logprobs.py", "state[1] * old + p.sum(1)", "state[1] + p.sum(1)", "logprobs", "definition"),
+    "the draw": ("sampler.py", "u[:, None].double() * cdf[:, -1:], right=True", "u[:, None].double() * cdf[:, -1:], right=False", "sampler", "distribution"),
+    "the draw in pieces": ("sampler.py", "logits.split(rows), u.split(rows)", "logits.split(rows), u.flip(0).split(rows)", "sampler", "pieces"),
+    "the future": ("model.py", "attend = key <= column[:, None]", "attend = key <= column[:, None] + 1", "sampler", "cached or future"),
+    "padding": ("model.py", "real = key >= start[:, None, None]", "real = key >= 0 * start[:, None, None]", "sampler", "padding"),
+    "a cache row": ("model.py", "picked = (x.index_select(0, rows) for x in pair)", "picked = (x.index_select(0, rows.flip(0)) for x in pair)",
+                    "sampler", "agree"),
+    "the frozen networks": ("train.py", "getattr(rollout, name)[piece, :found.shape[1]] = found", "getattr(rollout, name)[:len(piece), :found.shape[1]] = found",
+                            "train", "frozen_networks"),
+    "the better answer": ("reward_model.py", "both[:len(pairs)] - both[len(pairs):]", "both[len(pairs):] - both[:len(pairs)]", "r1", "preference_and_is"),
+    "the last token": ("reward_model.py", "batch.lengths[:, None] - 1", "batch.lengths[:, None] - 2", "r1", "score"),
+    "rejection": ("evaluate.py", 'row["accuracy"] == row["format"] == row["language"] == 1', 'row["accuracy"] == row["format"] == 1', "r1", "rejection"),
     "the normaliser": ("grpo.py", "mask.sum(1, keepdim=True).clamp(min=1) / rows", "mask.shape[1] / rows", "grpo", "weights or cut"),
 }
 
@@ -36,6 +51,7 @@ def test_a_broken_line_is_noticed(name, tmp_path):
     for entry in os.listdir(ROOT):
         if entry.endswith(".py"):
             shutil.copy(os.path.join(ROOT, entry), tmp_path)
+    os.symlink(os.path.join(ROOT, "data"), tmp_path / "data")
     shutil.copytree(os.path.join(ROOT, "tests"), tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     source = (tmp_path / path).read_text()
     assert source.count(right) == 1, "the mutation no longer applies"

@@ -285,7 +285,7 @@ def test_a_reward_of_ones_own(tmp_path, counts, own, algo, name):
         assert float(row["unjudged"]) == {"half": 0, "unsure": odd, "never": 1}[name] and row["reward_errors"] == "0"
         if name == "half":
             assert float(row["accuracy"]) == odd / 2
-        assert (row["accuracy"] == "nan") == (name == "never") and float(row["grad_norm"]) == float(row["grad_norm"])
+        assert (row["accuracy"] == "nan") == (float(row["unjudged"]) == 1) and float(row["grad_norm"]) == float(row["grad_norm"])
     shares = [float(r["unjudged"]) for r in csv.DictReader(open(tmp_path / "out" / "eval.csv"))]
     assert (max(shares) > 0) == (name != "half") and (min(shares) == 1) == (name == "never")
 
@@ -326,7 +326,7 @@ def test_evaluation_leaves_out_what_was_not_judged(monkeypatch):
     known = {"a": [1, 0, None], "b": [None, 0, None], "c": [None, None, None]}
     def responses(model, tokenizer, problems, k, *rest):
         row = lambda i, x: dict(text=f"<answer>{i}</answer>", accuracy=float("nan") if x is None else float(x), unjudged=float(x is None),
-                                length=1, reflection=0.0, reflections=0, format=1.0, english=1.0, truncated=0.0)
+                                length=1, reflection=0.0, reflections=0, format=1.0, language=1.0, truncated=0.0)
         return [[row(i, x) for i, x in enumerate(known[p][:k])] for p in problems]
     monkeypatch.setattr(evaluate, "responses", responses)
     m, _ = evaluate.evaluate(None, None, "abc", k=3)

@@ -1,0 +1,119 @@
+"""A reward model for what no rule can judge: a Critic, read at the last token, trained on pairs of answers.
+
+    P(better over worse) = sigmoid(s(better) - s(worse))             Bradley and Terry 1952                       (1)
+    L = - mean over pairs of log P(better over worse)                eq. 1 of InstructGPT (arXiv 2203.02155)      (2)
+
+s(prompt, answer) is the value of the state after the end token. It reads what the user reads, the answer and not the
+thinking, as DeepSeek-R1's reward model of helpfulness does (arXiv 2501.12948v1, section 2.3.4). Pairs fix s up to a
+constant: it is chosen so that the mean answer of the pairs has 0, and the reward is sigmoid(s), the chance to be
+preferred to such an answer.
+
+A learned reward can be farmed: the policy finds what the model likes and people do not. Hence the reward is bounded,
+the R1 paper lets it in only for the last part of the last stage, and held-out requests are judged by the rule as well.
+
+    python reward_model.py --data pairs.jsonl --init FOLDER --out FOLDER     rows: {"prompt", "better", "worse"}
+"""
+import math
+import time
+import zlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import pretrained
+from checkpoint import Log
+from data.general import shown
+from data.jsonl import read
+from data.tokenizer import Tokenizer
+from flags import check, fill, one_line_errors, parse
+from logprobs import response_states
+from model import GPT, Critic
+from sampler import Rollout
+from sft import batches, optimizers, schedule
+
+
+@dataclass
+class Config:
+    data: str                     # JSON lines with "prompt", "better" and "worse"
+    init: str                     # checkpoint folder to start from
+    out: str                      # folder for the result
+    epochs: float = 2.0           # passes over the pairs
+    batch: int = 32               # pairs per optimizer step
+    lr: float = 1e-3              # AdamW's learning rate (embeddings, norms, value head)
+    muon_lr: float = 0.01         # Muon's learning rate (matrices)
+    seed: int = 0                 # order of the pairs
+    device: str = "cpu"           # cpu or cuda
+
+    def __post_init__(self):
+        check(self, ("batch",))
+
+
+def scores(critic, tokenizer, rows):
+    """[(problem, answer)] -> s (N,), fp32."""
+    prompts, answers = zip(*rows)
+    # the state before a second end token is the one after the first
+    answers = [tokenizer.encode(answer) + [tokenizer.eos_id] * 2 for answer in answers]
+    batch = Rollout.pack([tokenizer.prompt(p) for p in prompts], answers, device=critic.head.device)
+    return critic.value(response_states(critic, batch)).gather(1, batch.lengths[:, None] - 1)[:, 0]
+
+
+def margins(critic, tokenizer, pairs):
+    """s(better) - s(worse) of each pair."""
+    both = scores(critic, tokenizer, [(p, p[side]) for side in ("better", "worse") for p in pairs])
+    return both[:len(pairs)] - both[len(pairs):]
+
+
+def judge(folder):
+    """The reward model of a folder as a reward: (problem, response) -> sigmoid(s). ValueError if it holds none."""
+    critic, tokenizer = Critic(GPT.load(folder, weights=False)), Tokenizer.load(folder)
+    pretrained.load_weights(critic, folder)
+    critic.requires_grad_(False)
+    return lambda problem, response: float(scores(critic, tokenizer, [(problem, shown(response))]).sigmoid())
+
+
+@torch.no_grad()
+def accuracy(critic, tokenizer, pairs):
+    """Share of the pairs in which the better answer has the higher score."""
+    chunks = [margins(critic, tokenizer, pairs[i:i + 256]) for i in range(0, len(pairs), 256)]
+    return float((torch.cat(chunks) > 0).float().mean())
+
+
+def main(argv=None):
+    with one_line_errors():
+        config = fill(Config, parse(argv, __doc__, Config))
+        torch.manual_seed(config.seed)
+        tokenizer = Tokenizer.load(config.init)
+        critic = Critic(GPT.load(config.init)).to(config.device)
+        rows = read(config.data, ("prompt", "better", "worse"))
+        held_out = lambda row: zlib.crc32(row["prompt"].encode()) % 8 == 1      # by prompt: no request is in both
+        pairs, test = [row for row in rows if not held_out(row)], [row for row in rows if held_out(row)]
+        if not pairs or not test:
+            raise ValueError(f"{config.data}: too few pairs to hold one in eight out")
+        critic.save(config.out)                    # found out now if it cannot be written
+        tokenizer.save(config.out)
+        log = Log(f"{config.out}/metrics.csv")
+    steps, began = math.ceil(config.epochs * len(pairs) / config.batch), time.time()
+    opts = optimizers(critic, config.lr, config.muon_lr)
+    print(f"{len(pairs)} pairs, {len(test)} held out, {steps} steps")
+    for step, chosen in zip(tqdm(range(steps), mininterval=1), batches(pairs, config.batch, config.seed)):
+        margin = margins(critic, tokenizer, chosen)                                                             # (1)
+        loss = -F.logsigmoid(margin).mean()                                                                     # (2)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0, error_if_nonfinite=True)
+        for opt, lr in zip(opts, (config.muon_lr, config.lr)):
+            opt.param_groups[0]["lr"] = lr * schedule(step, steps, warmup=20)
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        log.row({"step": step + 1, "loss": loss.item(), "accuracy": (margin > 0).float().mean().item(),
+                 "seconds": time.time() - began})
+    with torch.no_grad():
+        some = [(p, p[side]) for p in pairs[:256] for side in ("better", "worse")]
+        critic.value_head.bias -= scores(critic, tokenizer, some).mean()
+    critic.save(config.out)
+    print(f"held-out pairs: {accuracy(critic, tokenizer, test):.3f} right; wrote {config.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+# How a stage of r1.sh and distill.sh is run: not again if it is complete, and from its checkpoint if there is one. Both scripts
+# set $out, where each stage has its folder, and $seed.
+mkdir -p "$out"
+
+# With SMALL=1 everything is tiny: a test of the scripts, not of the models.
+rl=(--algo grpo --eval_sets 1 --seed "$seed") judge=() tune=(--seed "$seed" --batch 32 --lr 1e-3 --muon_lr 0.005 --warmup 5)
+if [ -n "${SMALL:-}" ]; then
+    rl+=(--problems 2 --group_size 4 --minibatches 1 --max_new_tokens 40 --eval_problems 2 --eval_k 2 --eval_max_new_tokens 40)
+    judge=(--problems 2 --k 2 --max_new_tokens 40)
+fi
+
+# train NAME FLAGS, tune NAME FLAGS: a stage of RL, a stage of SFT.
+train() {
+    [ ! -e "$out/$1/done" ] || return 0
+    if [ -e "$out/$1/state.pt" ]; then set -- "$1" --resume; fi
+    python train.py --out "$out/$1" "${@:2}" && touch "$out/$1/done"
+}
+tune() {
+    [ ! -e "$out/$1/done" ] || return 0
+    if [ -e "$out/$1/state.pt" ]; then set -- "$@" --resume; fi
+    python sft.py --out "$out/$1" "${@:2}" && touch "$out/$1/done"
+}

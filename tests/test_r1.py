@@ -1,0 +1,212 @@
+"""The stages round the main job: cold start, language reward, rejection sampling, SFT, reward model, and the scripts."""
+import csv
+import glob
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+import evaluate
+import plot
+import reward_model
+import rewards
+import sft
+import train
+from conftest import ROOT
+from data import general, load_task, pairs
+from data.tokenizer import Tokenizer
+from model import GPT, Critic
+from test_train import refused, repository, weights  # noqa: F401
+
+REQUEST = {"prompt": "User: name 2 animals and 3 colours\nAssistant:", "language": "en", "asked": {"animals": 2, "colours": 3},
+           "kind": "general"}
+
+
+# --- The general task -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("answer, faults", [
+    ("cat dog red blue green", 0), ("green dog red blue cat", 0), ("", 5), ("cat dog red blue", 1), ("cat dog red blue blue", 2),
+    ("cat dog hen red blue green", 1), ("cat perro red blue green", 2), ("cat dog plum red blue green", 1), ("cat, dog", 5)])
+def test_faults_by_hand(answer, faults):
+    assert general.faults(REQUEST, answer) == faults
+
+
+def test_preference_is_win_tie_or_loss_of_what_is_shown():
+    problem = REQUEST | {"answers": ["cat dog red blue"]}                    # one fault
+    thought = "<think>\n2 animals\n</think>\n"
+    assert general.preference(problem, thought + "<answer>cat dog red blue green</answer><|end|>") == 1.0
+    assert general.preference(problem, thought + "<answer>cat dog red red blue green</answer>") == 0.5
+    assert general.preference(problem, thought + "<answer>cat</answer>") == 0.0
+    assert general.preference(problem, "cat dog red blue green<|end|>") == 1.0                 # untagged: all of it is shown
+    assert general.preference(REQUEST | {"answers": ["cat", "cat dog red blue green"]}, "cat dog red blue green") == 0.75
+
+
+def test_requests_are_split_by_prompt_and_authors_err():
+    seen, held = general.requests(test=False), general.requests(test=True)
+    assert not {p["prompt"] for p in seen} & {p["prompt"] for p in held} and len(seen) + len(held) == 2 * 12 * 4
+    train_set, sets = load_task("general")
+    assert {p["prompt"] for p in train_set} == {p["prompt"] for p in seen} and len(sets["general"]) == len(held)
+    rng = random.Random(0)
+    found = Counter(general.faults(p, general.author(rng, p)) for p in seen for _ in range(5))
+    assert 0.3 < found[0] / found.total() < 0.7 and max(found) >= 4
+    words = [word for topics in general.TOPICS.values() for some in topics.values() for word in some]
+    assert len(words) == len(set(words))                                     # no word of two topics, none of both languages
+
+
+def test_pairs_are_mislabelled_one_time_in_twenty():
+    asked = {p["prompt"]: p for p in general.requests(test=False, most=5)}
+    drawn = list(itertools.islice(general.pairs(random.Random(1)), 2000))
+    wrong = sum(general.faults(asked[p["prompt"]], p["better"]) > general.faults(asked[p["prompt"]], p["worse"]) for p in drawn)
+    assert 60 <= wrong <= 140
+
+
+# --- What is trained on -----------------------------------------------------------------------------------------------
+
+def test_the_cold_start_is_right_checked_well_formed_and_in_one_language():
+    rows = list(itertools.islice(pairs.cold_start(random.Random(0)), 200))
+    for row in rows:
+        words = row["prompt"].split()
+        problem = {"kind": "countdown", "pick": 2, "target": int(words[2]), "numbers": [int(n) for n in words[4:-1]]}
+        assert rewards.accuracy(problem, row["response"]) == rewards.format(row["response"]) == 1
+        assert rewards.language(row["response"], "en" if words[1] == "make" else "es") == 1
+        assert rewards.reflections(row["response"]) and not pairs.held_out(problem["numbers"], problem["target"])
+    assert {row["prompt"].split()[1] for row in rows} == {"make", "forma"}
+
+
+def test_the_corpus_has_both_languages_and_the_careful_mix_them():
+    rows = [r for r in itertools.islice(pairs.corpus(random.Random(0)), 4000)]
+    general_rows = [r for r in rows if r["prompt"].split()[1] in ("name", "nombra")]
+    assert 0.09 < len(general_rows) / len(rows) < 0.16
+    mixed = lambda row: 0 < rewards.language(row["response"], "en") < 1
+    searches = [r for r in rows if r["response"].count("\n") > 6 and r not in general_rows]
+    checked = [r for r in searches if rewards.reflections(r["response"].replace("error", ""))]
+    plain = [r for r in searches if r not in checked]
+    share = lambda some: sum(map(mixed, some)) / len(some)
+    assert share(checked) > share(plain) + 0.1 and 0.4 < sum("forma" in r["prompt"] for r in rows) / sum(
+        "forma" in r["prompt"] or "make" in r["prompt"] for r in rows) < 0.6
+
+
+def test_joined_tasks_are_trained_on_in_equal_shares():
+    problems, sets = load_task("pairs+general")
+    assert Counter(p["kind"] for p in problems) == {"countdown": 8192, "general": 8192}
+    assert list(sets)[:2] == ["4 numbers", "general"] and set(sets) == {*load_task("pairs")[1], "general"}
+
+
+def test_the_language_reward_is_added():
+    row = {"accuracy": 1.0, "format": 1.0, "language": 0.75, "length": 5}
+    assert train.reward(row, train.Config()) == pytest.approx(1.1)
+    assert train.reward(row, train.Config(language_weight=0.2)) == pytest.approx(1.25)
+    tokenizer = Tokenizer.load("data/base")
+    ids = tokenizer.encode("<think>\n1+2=3 bien\n</think>\n<answer>1+2</answer>") + [tokenizer.eos_id]
+    problem = {"prompt": "User:", "kind": "countdown", "numbers": [1, 2], "target": 3, "pick": 2}
+    assert [evaluate.judge(problem | more, ids, tokenizer)["language"] for more in ({}, {"language": "en"}, {"language": "es"})] == [0, 0, 1]
+
+
+# --- Rejection sampling and SFT ---------------------------------------------------------------------------------------
+
+def test_rejection_sampling_keeps_what_is_right_well_formed_in_one_language_and_short(tmp_path, monkeypatch):
+    problems = load_task("pairs")[0]
+    by_prompt = {p["prompt"]: p for p in problems}
+    good = lambda p: next(text for text, value in pairs.candidates(p["numbers"]) if value == p["target"])
+    word = {"en": "yes", "es": "bien"}
+    tagged = lambda p, say, answer: f"<think>\n1+1=2 {say}\n</think>\n<answer>{answer}</answer><|end|>"
+
+    def drawn(model, tokenizer, some, k, *args):
+        kinds = lambda p: [tagged(p, word[p["language"]], good(p))] * 2 + [
+            tagged(p, word["es" if p["language"] == "en" else "en"], good(p)), tagged(p, word[p["language"]], "1+1+1"),
+            f"so {good(p)}<|end|>", tagged(p, word[p["language"]] + "\n" * 90, good(p))]
+        ids = lambda text: tokenizer.encode(text.removesuffix("<|end|>")) + [tokenizer.eos_id]
+        return [[evaluate.judge(p, ids(text), tokenizer) for text in kinds(p)] for p in some]
+
+    monkeypatch.setattr(evaluate, "responses", drawn)
+    evaluate.main(["--model", "data/base", "--train", "--problems", "5", "--k", "6", "--keep", f"{tmp_path}/kept.jsonl", "--keep_tokens", "60"])
+    kept = [json.loads(line) for line in open(tmp_path / "kept.jsonl")]
+    assert len(kept) == 5
+    for row, p in zip(kept, problems):
+        assert row == {"prompt": p["prompt"], "response": tagged(p, word[p["language"]], good(p)).removesuffix("<|end|>")}
+        assert by_prompt[row["prompt"]]["target"] == p["target"]
+
+
+def test_sft_resumes_to_the_same_weights(tmp_path, capsys):
+    data = tmp_path / "cold.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for r in itertools.islice(pairs.cold_start(random.Random(0)), 6)))
+    flags = ["--data", data, "--init", "data/base", "--batch", "4", "--lr", "1e-3", "--muon_lr", "0.01", "--warmup", "2", "--save_every", "2"]
+    run = lambda name, *more: sft.main([str(x) for x in (*flags, "--out", tmp_path / name, "--steps", 5, *more)])
+    run("whole")
+
+    def stop(path, state, save=sft.save):
+        save(path, state)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sft, "save", stop)
+        run("parts")
+    with pytest.raises(SystemExit):
+        run("parts", "--resume", "--seed", 1)
+    assert capsys.readouterr().err.endswith("state.pt is of a run with other flags\n")
+    run("parts", "--resume")
+    one, two = (torch.cat([p.flatten() for p in GPT.load(f"{tmp_path}/{name}").parameters()]) for name in ("whole", "parts"))
+    assert torch.equal(one, two)
+    logs = [[row["nll"] for row in csv.DictReader(open(f"{tmp_path}/{name}/metrics.csv"))] for name in ("whole", "parts")]
+    assert logs[0] == logs[1] and len(logs[0]) == 5
+
+
+# --- The reward model -------------------------------------------------------------------------------------------------
+
+def critic_with_opinions():
+    torch.manual_seed(0)
+    critic = Critic(GPT.load("data/base"))
+    torch.nn.init.normal_(critic.value_head.weight)
+    return critic
+
+
+def test_a_score_is_the_value_after_the_end_token_whatever_else_is_in_the_batch():
+    critic, tokenizer = critic_with_opinions(), Tokenizer.load("data/base")
+    rows = [(REQUEST, "cat dog red blue green"), ({"prompt": "User: hello\nAssistant:"}, "cat"), (REQUEST, "")]
+    together = reward_model.scores(critic, tokenizer, rows)
+    for (problem, answer), score in zip(rows, together):
+        ids = tokenizer.prompt(problem) + tokenizer.encode(answer) + [tokenizer.eos_id]
+        assert torch.allclose(critic.value(critic(torch.tensor([ids])))[0, -1], score, atol=1e-4)
+
+
+def test_the_reward_model_learns_the_preference_and_is_a_reward(tmp_path, capsys):
+    data = tmp_path / "pairs.jsonl"
+    asked = [p["prompt"] for p in general.requests(test=False)[:40]]        # to be told apart at a glance: colours or a stop
+    data.write_text("".join(json.dumps({"prompt": p, "better": "red blue", "worse": "stop"}) + "\n" for p in asked))
+    reward_model.main(["--data", str(data), "--init", "data/base", "--out", f"{tmp_path}/rm", "--epochs", "6", "--batch", "8"])
+    assert "held-out pairs: 1.000 right" in capsys.readouterr().out
+    rows = list(csv.DictReader(open(tmp_path / "rm" / "metrics.csv")))
+    assert abs(float(rows[0]["loss"]) - math.log(2)) < 1e-5                 # (2) with equal scores
+    reward = reward_model.judge(f"{tmp_path}/rm")
+    problem, thought = {"prompt": asked[0]}, "<think>\nstop\n</think>\n<answer>{}</answer><|end|>"
+    better, worse = (reward(problem, thought.format(answer)) for answer in ("red blue", "stop"))
+    assert 0 < worse < 0.5 < better < 1
+    assert reward(problem, "red blue<|end|>") == better                     # it reads the answer, not the thinking
+    problems, sets = load_task("general", reward_model=f"{tmp_path}/rm")
+    assert problems[0]["reward"] is sets["general by reward model"][0]["reward"] is not sets["general"][0]["reward"]
+    refused(capsys, train.main, ["--task", "general", "--reward_model", "data/base", "--out", tmp_path / "x"], "value_head", "missing")
+    refused(capsys, train.main, ["--init", tmp_path / "rm", "--out", tmp_path / "x"], "value_head")
+
+
+# --- The whole story --------------------------------------------------------------------------------------------------
+
+def test_both_scripts_run_through_in_small(tmp_path):
+    small = dict(os.environ, SMALL="1", PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", OMP_NUM_THREADS="1")
+    one, two = f"{tmp_path}/r1", f"{tmp_path}/distill"
+    scripts = ["runs/r1.sh", one], ["runs/distill.sh", two, "0", one]
+    for script in scripts:
+        run = subprocess.run(["bash", *script], cwd=ROOT, env=small, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+    before = {f: os.path.getmtime(f) for f in glob.glob(f"{tmp_path}/*/*/*")}
+    stages = [[row["stage"] for row in csv.DictReader(open(f"{folder}/stages.csv")) if row["set"] == "general"] for folder in (one, two)]
+    assert stages[0] == "base zero 1-cold-start 2-reasoning 3-sft 4a-rules 4b-all".split() and os.path.getsize(f"{one}/journey.png")
+    assert stages[1] == "student-base student-distilled student-rl student-distilled-rl".split()
+    run = subprocess.run(["bash", *scripts[0]], cwd=ROOT, env=small, capture_output=True, text=True)
+    assert run.returncode == 0 and before == {f: os.path.getmtime(f) for f in before} and "| 4b-all |" in run.stdout     # nothing anew
