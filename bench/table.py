@@ -8,7 +8,7 @@ import os
 import re
 import sys
 
-COLUMNS = ("pass@1", "cons@16", "pass@16", "greedy", "length", "reflection", "format", "truncated")
+COLUMNS = ("pass@1", "cons@16", "pass@16", "greedy", "length", "reflection", "format", "language", "truncated")
 
 
 def read(path):
