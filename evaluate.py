@@ -153,7 +153,8 @@ def table(columns):
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        model, tokenizer = GPT.load(config.model).to(config.device), config.tokenizer(config.model)
+        model = GPT.load(config.model).to(config.device)
+        tokenizer = config.tokenizer(config.model, model)
         train, sets = config.load()
         sets = {"training": train} if config.train else sets
         check_room(config.task, sets.values(), tokenizer, model, config.max_new_tokens)

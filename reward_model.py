@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import pretrained
 from checkpoint import Log
+from data import Chat
 from data.general import shown
 from data.jsonl import read
 from data.tokenizer import Tokenizer
@@ -34,8 +35,8 @@ from sampler import Rollout
 from sft import batches, optimizers, schedule
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(Chat):
     data: str                     # JSON lines with "prompt", "better" and "worse"
     init: str                     # checkpoint folder to start from
     out: str                      # folder for the result
@@ -84,8 +85,8 @@ def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
         torch.manual_seed(config.seed)
-        tokenizer = Tokenizer.load(config.init)
         critic = Critic(GPT.load(config.init)).to(config.device)
+        tokenizer = config.tokenizer(config.init, critic)
         rows = read(config.data, ("prompt", "better", "worse"))
         held_out = lambda row: zlib.crc32(row["prompt"].encode()) % 8 == 1      # by prompt: no request is in both
         pairs, test = [row for row in rows if not held_out(row)], [row for row in rows if held_out(row)]

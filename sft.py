@@ -81,8 +81,8 @@ def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
         torch.manual_seed(config.seed)
-        tokenizer = config.tokenizer(config.init)
         model = GPT.load(config.init, weights=not config.scratch).to(config.device)
+        tokenizer = config.tokenizer(config.init, model)
         opened = OPEN * config.think               # by the prompt
         pairs = [(tokenizer.prompt(row), tokenizer.encode(row["response"].removeprefix(opened)) + [tokenizer.eos_id])
                  for row in tqdm(read(config.data, ("prompt", "response")), desc="tokenize", leave=False)]
@@ -97,9 +97,12 @@ def main(argv=None):
             state = load(state_pt)
             if not isinstance(state, dict) or state.get("flags") != flags:
                 raise ValueError(f"{state_pt} is of a run with other flags")
-            model.load_state_dict(state["model"])
-            for opt, saved in zip(opts, state["opts"]):
-                opt.load_state_dict(saved)
+            try:
+                model.load_state_dict(state["model"])
+                for opt, saved in zip(opts, state["opts"]):
+                    opt.load_state_dict(saved)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{state_pt} does not fit {config.init}: {str(error).splitlines()[0]}") from None
         first, smooth = (state["step"], state["smooth"]) if state else (0, None)
         log = Log(f"{config.out}/metrics.csv", state["end"] if state else 0)
     steps, began = config.steps or max(1, math.ceil(config.epochs * len(pairs) / config.batch)), time.time()

@@ -208,10 +208,8 @@ def setup(argv):
     config = fill(Config, flags | {"out": out})
     algo = ALGORITHMS[config.algo]
     hp = fill(algo.Config, flags)
-    policy, tokenizer = GPT.load(config.init).to(config.device), config.tokenizer(config.init)
-    if tokenizer.vocab_size > policy.config.vocab_size:
-        raise ValueError(f"{config.init}: the tokenizer has {tokenizer.vocab_size} tokens, "
-                         f"the model {policy.config.vocab_size}")
+    policy = GPT.load(config.init).to(config.device)
+    tokenizer = config.tokenizer(config.init, policy)
     train, sets = config.load(config.seed)
     if config.problems > len(train):
         raise ValueError(f"--problems {config.problems}: {config.task} has {len(train)} training problems")

@@ -29,11 +29,14 @@ class Chat:
     system: str = ""              # with --chat: text of the system's turn
     think: bool = False           # the prompt opens the <think> block
 
-    def tokenizer(self, folder):
-        """The tokenizer of a checkpoint folder, told to do so."""
+    def tokenizer(self, folder, model):
+        """The tokenizer of a checkpoint folder, told to do so. ValueError if it has more tokens than the model."""
         from data.tokenizer import Tokenizer       # here, since `python -m data.tokenizer` imports this file first
         tokenizer = Tokenizer.load(folder)
         tokenizer.chat, tokenizer.system, tokenizer.think = self.chat, self.system, self.think
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
+                             f"the model {model.config.vocab_size}")
         return tokenizer
 
 

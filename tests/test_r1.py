@@ -6,11 +6,13 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
+import safetensors.torch
 import torch
 
 import evaluate
@@ -132,6 +134,29 @@ def test_rejection_sampling_keeps_what_is_right_well_formed_in_one_language_and_
     for row, p in zip(kept, problems):
         assert row == {"prompt": p["prompt"], "response": tagged(p, word[p["language"]], good(p)).removesuffix("<|end|>")}
         assert by_prompt[row["prompt"]]["target"] == p["target"]
+
+
+def test_a_stage_refuses_another_shape_or_tokenizer(tmp_path, capsys):
+    data, other = tmp_path / "rows.jsonl", tmp_path / "other"
+    rows = [{"prompt": p["prompt"], "response": "x", "better": "red", "worse": "blue"} for p in general.requests(test=False)[:40]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree("data/student", other)
+    shutil.copy("data/base/tokenizer.tiktoken", other)
+    train_it = lambda *more: [str(x) for x in ("--data", data, "--init", other, "--out", tmp_path / "out", "--steps", "1", *more)]
+    sft.main(train_it("--scratch"))
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"intermediate_size": 256', '"intermediate_size": 128'))
+    with pytest.raises(SystemExit):
+        sft.main(train_it("--scratch", "--resume"))
+    assert "state.pt does not fit" in capsys.readouterr().err
+    small = tmp_path / "out"                                                # fewer tokens than the tokenizer
+    (small / "config.json").write_text((small / "config.json").read_text().replace('"vocab_size": 640', '"vocab_size": 600'))
+    weights = safetensors.torch.load_file(small / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:600]
+    safetensors.torch.save_file(weights, small / "model.safetensors")
+    for main, argv in ((sft.main, ["--data", data, "--init", small, "--out", tmp_path / "x"]), (evaluate.main, ["--model", small]),
+                       (reward_model.main, ["--data", data, "--init", small, "--out", tmp_path / "x"]), (train.main, ["--init", small])):
+        refused(capsys, main, argv, "640 tokens", "600")
 
 
 def test_sft_resumes_to_the_same_weights(tmp_path, capsys):
