@@ -33,7 +33,7 @@ def rows_of(path):
         return list(csv.DictReader(f))
 
 
-def measure(folder, args):
+def measure(folder, sets, args):
     """Appends to stages.csv what is not in it, in the order in which the stages were finished."""
     path = f"{folder}/stages.csv"
     known = {row["stage"] for row in rows_of(path)}
@@ -44,7 +44,7 @@ def measure(folder, args):
             continue
         policy, tokenizer = GPT.load(model), Tokenizer.load(model)
         log = Log(path, os.path.getsize(path) if os.path.exists(path) else 0)
-        for which, problems in list(load_task("pairs+general")[1].items())[:2]:
+        for which, problems in sets:
             metrics, _ = evaluate(policy, tokenizer, problems[:args.problems], args.k, args.max_new_tokens)
             log.row({"stage": name, "set": which} | metrics)
 
@@ -63,12 +63,13 @@ def main():
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--max_new_tokens", type=int, default=320)
     args = parser.parse_args()
-    found, clocks = {}, {}
+    found, clocks, sets = {}, {}, list(load_task("pairs+general")[1].items())[:2]
     for folder in args.folders:
-        measure(folder, args)
-        for row in rows_of(f"{folder}/stages.csv"):
+        measure(folder, sets, args)
+        rows = rows_of(f"{folder}/stages.csv")
+        for row in rows:
             found.setdefault(row["stage"], {}).setdefault(row["set"], []).append(row)
-        for stage in {row["stage"]: 0 for row in rows_of(f"{folder}/stages.csv")}:
+        for stage in {row["stage"] for row in rows}:
             metrics = rows_of(f"{folder}/{stage}/metrics.csv")
             seconds = [float(row["seconds"]) for row in metrics]
             spent = 0 if not metrics else seconds[-1] if "nll" in metrics[0] else sum(seconds)        # of SFT: so far
@@ -93,7 +94,8 @@ def farmed(folders):
         for row in rows_of(f"{folder}/4b-farmed/eval.csv"):
             step = int(row["step"])
             if row["set"] == "general":
-                paid.setdefault(step, []).append(sum(trained[max(0, step - 5):step or 1]) / len(trained[max(0, step - 5):step or 1]))
+                last = trained[max(0, step - 5):step or 1]
+                paid.setdefault(step, []).append(sum(last) / len(last))
                 real.setdefault(step, []).append(float(row["pass@1"]))
     print("\n| step | the reward model | the rule |\n|---|---|---|")
     for step in sorted(paid):

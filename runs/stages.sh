@@ -10,13 +10,12 @@ if [ -n "${SMALL:-}" ]; then
 fi
 
 # train NAME FLAGS, tune NAME FLAGS: a stage of RL, a stage of SFT.
-train() {
-    [ ! -e "$out/$1/done" ] || return 0
-    if [ -e "$out/$1/state.pt" ]; then set -- "$1" --resume; fi
-    python train.py --out "$out/$1" "${@:2}" && touch "$out/$1/done"
-}
-tune() {
-    [ ! -e "$out/$1/done" ] || return 0
-    if [ -e "$out/$1/state.pt" ]; then set -- "$@" --resume; fi
-    python sft.py --out "$out/$1" "${@:2}" && touch "$out/$1/done"
+train() { stage train.py "$@"; }
+tune() { stage sft.py "$@"; }
+stage() {
+    local program=$1 folder=$out/$2
+    shift 2
+    [ ! -e "$folder/done" ] || return 0
+    if [ -e "$folder/state.pt" ]; then set -- "$@" --resume; fi
+    python "$program" --out "$folder" "$@" && touch "$folder/done"
 }

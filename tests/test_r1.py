@@ -16,7 +16,6 @@ import safetensors.torch
 import torch
 
 import evaluate
-import plot
 import reward_model
 import rewards
 import sft
@@ -25,7 +24,7 @@ from conftest import ROOT
 from data import general, load_task, pairs
 from data.tokenizer import Tokenizer
 from model import GPT, Critic
-from test_train import refused, repository, weights  # noqa: F401
+from test_train import refused, repository  # noqa: F401
 
 REQUEST = {"prompt": "User: name 2 animals and 3 colours\nAssistant:", "language": "en", "asked": {"animals": 2, "colours": 3},
            "kind": "general"}
