@@ -54,20 +54,14 @@ def fill(config, values):
 
 def check(config, at_least_1=(), at_least_2=(), **choices):
     """ValueError that names the flag when a field is too small, or is none of the choices given for it."""
+    known = dict(device=("cpu", "cuda")[:1 + torch.cuda.is_available()], dtype=("float32", "bfloat16")) | choices
     for name, value in vars(config).items():
-        if isinstance(value, (int, float)) and not value >= 0:
-            raise ValueError(f"--{name} {value}: 0 or more is needed")
-    for name in (*at_least_1, *at_least_2):
-        if getattr(config, name) < 1 + (name in at_least_2):
-            raise ValueError(f"--{name} {getattr(config, name)}: at least {1 + (name in at_least_2)} is needed")
-    if hasattr(config, "device"):
-        choices |= dict(device=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
-    if hasattr(config, "dtype"):
-        choices |= dict(dtype=("float32", "bfloat16"))
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
+        least = 2 if name in at_least_2 else int(name in at_least_1)
+        if isinstance(value, (int, float)) and not value >= least:
+            raise ValueError(f"--{name} {value}: {f'at least {least}' if least else '0 or more'} is needed")
+        if name in known and value not in known[name]:
             where = " on this machine" if name == "device" else ""
-            raise ValueError(f"--{name} {getattr(config, name)}: choose from {', '.join(known)}{where}")
+            raise ValueError(f"--{name} {value}: choose from {', '.join(known[name])}{where}")
 
 
 def refuse_foreign(flags, algo, algorithms):
