@@ -64,14 +64,6 @@ def check(config, at_least_1=(), at_least_2=(), **choices):
             raise ValueError(f"--{name} {value}: choose from {', '.join(known[name])}{where}")
 
 
-def refuse_foreign(flags, algo, algorithms):
-    """ValueError when one of `flags` is of another algorithm than `algo`."""
-    for name in flags:
-        owners = [a for a, module in algorithms.items() if name in (f.name for f in fields(module.Config))]
-        if owners and algo not in owners:
-            raise ValueError(f"--{name} belongs to --algo {' or '.join(owners)}, and this run is --algo {algo}")
-
-
 def of_run(argv, doc, config, algorithms):
     """The command line of train.py -> ({flag: value} of the whole run, folder, checkpoint to resume from).
 
@@ -79,8 +71,8 @@ def of_run(argv, doc, config, algorithms):
     given = parse(argv, doc, config, *(algo.Config for algo in algorithms.values()))
     named = fill(config, given)
     out = named.out or f"out/{named.algo}-{os.path.basename(named.task).removesuffix('.jsonl')}-{named.seed}"
-    flags, state = given, None
-    if given.get("resume"):
+    algo, before, state = named.algo, {}, None
+    if named.resume:
         if not os.path.exists(f"{out}/state.pt"):
             raise ValueError(f"{out} holds no state.pt to resume from")
         state = load(f"{out}/state.pt")
@@ -88,14 +80,17 @@ def of_run(argv, doc, config, algorithms):
             raise ValueError(f"{out}/state.pt is not a checkpoint of this program")
         if state["threads"] != torch.get_num_threads():
             print(f"resumed with {torch.get_num_threads()} threads, not {state['threads']}: rounding will differ")
-        refuse_foreign(given, state["flags"]["algo"], algorithms)
-        for name, value in given.items():
-            if name not in HARMLESS and state["flags"].get(name) != value:
-                raise ValueError(f"--{name} {value}: the run in {out} was started with {state['flags'].get(name)}")
-        flags = state["flags"] | given
+        before = state["flags"]
+        algo = before["algo"]
     elif os.path.exists(f"{out}/state.pt"):
         raise ValueError(f"{out} holds a run already: go on with --resume, or name another folder with --out")
-    refuse_foreign(flags, flags.get("algo", config.algo), algorithms)
+    for name, value in given.items():
+        owners = [a for a, module in algorithms.items() if name in (f.name for f in fields(module.Config))]
+        if owners and algo not in owners:
+            raise ValueError(f"--{name} belongs to --algo {' or '.join(owners)}, and this run is --algo {algo}")
+        if state and name not in HARMLESS and before.get(name) != value:
+            raise ValueError(f"--{name} {value}: the run in {out} was started with {before.get(name)}")
+    flags = before | given
     for name, value in PRESETS.get(flags.get("variant"), {}).items():
         if flags.setdefault(name, value) != value:
             raise ValueError(f"--{name} {flags[name]} contradicts --variant {flags['variant']}: {name} {value}")
