@@ -15,7 +15,7 @@ class Log:
     def __init__(self, path, keep=0):
         if keep and os.path.getsize(path) < keep:
             raise ValueError(f"{path} is shorter than when the checkpoint was written")
-        self.file = open(path, "r+" if keep else "w", encoding="utf-8", newline="")
+        self.file = open(path, "r+" if keep else "w", buffering=1, encoding="utf-8", newline="")       # line by line
         self.file.truncate(keep)
         self.file.seek(keep)
 
@@ -24,11 +24,6 @@ class Log:
         if self.file.tell() == 0:
             writer.writeheader()
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()})
-        self.file.flush()
-
-    def text(self, text):
-        self.file.write(text)
-        self.file.flush()
 
 
 def save(path, state):

@@ -236,10 +236,9 @@ def setup(argv):
             raise ValueError(f"{out}/state.pt does not fit {config.init}: {str(error).splitlines()[0]}") from None
     os.makedirs(config.out, exist_ok=True)
     logs = [Log(f"{config.out}/{f}", end) for f, end in zip(("metrics.csv", "eval.csv", "samples.txt"), state["ends"])]
-    with open(f"{config.out}/config.json.tmp", "w") as f:
+    with open(f"{config.out}/config.json", "w") as f:
         json.dump({"flags": asdict(config) | asdict(hp), "python": platform.python_version(),
                    "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit()}, f, indent=1)
-    os.replace(f"{config.out}/config.json.tmp", f"{config.out}/config.json")
     sets = dict(list(sets.items())[:config.eval_sets or None])
     return SimpleNamespace(config=config, algo=algo, hp=hp, nets=nets, optimizer=optimizer, tokenizer=tokenizer,
                            train=train, sets=sets, logs=logs, precision=precision,
@@ -286,7 +285,7 @@ def main(argv=None):
         print(" ".join(f"{row[name]:11{spec}}" for name, spec in line.items()), flush=True)
         metrics_csv.row(row)
         if step % 10 == 0:
-            samples_txt.text(group)
+            samples_txt.file.write(group)
         step += 1
         if step % config.eval_every == 0 and step < config.steps:
             found = held_out(run, step, [main_set], policy)["metrics"]
