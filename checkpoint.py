@@ -48,6 +48,15 @@ def load(path):
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
+def restore(path, init, saved):
+    """Puts back what a checkpoint holds, [(network or optimizer, its state)]. ValueError if it is of another shape."""
+    try:
+        for part, state in saved:
+            part.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit {init}: {str(error).splitlines()[0]}") from None
+
+
 def write(run, step):
     """All that `setup` needs to go on after `step`, and the policy as a checkpoint folder."""
     save(f"{run.config.out}/state.pt", {

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
-from checkpoint import Log, load, save
+from checkpoint import Log, load, restore, save
 from data import Chat
 from data.jsonl import read
 from data.tokenizer import OPEN
@@ -91,20 +91,14 @@ def main(argv=None):
             raise ValueError(f"{config.data}: the longest prompt and the longest response have {columns} tokens, "
                              f"the model's context is {model.config.max_seq_len}")
         os.makedirs(config.out, exist_ok=True)
-        opts, state_pt, state = optimizers(model, config.lr, config.muon_lr), f"{config.out}/state.pt", None
-        flags = asdict(config) | {"resume": True}
+        opts, state_pt = optimizers(model, config.lr, config.muon_lr), f"{config.out}/state.pt"
+        flags, state = asdict(config) | {"resume": True}, {"step": 0, "smooth": None, "end": 0}
         if config.resume:
             state = load(state_pt)
             if not isinstance(state, dict) or state.get("flags") != flags:
                 raise ValueError(f"{state_pt} is of a run with other flags")
-            try:
-                model.load_state_dict(state["model"])
-                for opt, saved in zip(opts, state["opts"]):
-                    opt.load_state_dict(saved)
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(f"{state_pt} does not fit {config.init}: {str(error).splitlines()[0]}") from None
-        first, smooth = (state["step"], state["smooth"]) if state else (0, None)
-        log = Log(f"{config.out}/metrics.csv", state["end"] if state else 0)
+            restore(state_pt, config.init, zip([model, *opts], [state["model"], *state["opts"]]))
+        first, smooth, log = state["step"], state["smooth"], Log(f"{config.out}/metrics.csv", state["end"])
     steps, began = config.steps or max(1, math.ceil(config.epochs * len(pairs) / config.batch)), time.time()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pairs):,} pairs, {steps:,} steps")
     bar = tqdm(range(first, steps), initial=first, total=steps, mininterval=1)

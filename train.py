@@ -8,6 +8,7 @@ The numbers at the right of the code are the lines of that algorithm.
 A run writes into its folder: metrics.csv (a row a step), eval.csv (held-out problems), samples.txt (whole groups),
 config.json (all flags, versions), state.pt (to resume), model/ (the trained checkpoint).
 """
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import torch
 import grpo
 import memory
 import ppo
-from checkpoint import Log, commit, write
+from checkpoint import Log, commit, restore, write
 from data import Task
 from evaluate import COUNTS, check_room, evaluate, judge, table
 from flags import check, fill, of_run, one_line_errors
@@ -228,12 +229,8 @@ def setup(argv):
         fused=True)
     state = state or {"step": 0, "before": None, "ends": (0, 0, 0)}
     if state["step"]:
-        try:
-            for name, net in vars(nets).items():
-                net and net.load_state_dict(state["nets"][name])
-            optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{out}/state.pt does not fit {config.init}: {str(error).splitlines()[0]}") from None
+        saved = ((net, state["nets"][name]) for name, net in vars(nets).items() if net)
+        restore(f"{out}/state.pt", config.init, itertools.chain(saved, [(optimizer, state["optimizer"])]))
     os.makedirs(config.out, exist_ok=True)
     logs = [Log(f"{config.out}/{f}", end) for f, end in zip(("metrics.csv", "eval.csv", "samples.txt"), state["ends"])]
     with open(f"{config.out}/config.json", "w") as f:
