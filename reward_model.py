@@ -32,7 +32,7 @@ from flags import check, fill, one_line_errors, parse
 from logprobs import response_states
 from model import GPT, Critic
 from sampler import Rollout
-from sft import batches, optimizers, schedule
+from sft import batches, descend, optimizers
 
 
 @dataclass(kw_only=True)
@@ -74,13 +74,6 @@ def judge(folder):
     return lambda problem, response: float(scores(critic, tokenizer, [(problem, shown(response))]).sigmoid())
 
 
-@torch.no_grad()
-def accuracy(critic, tokenizer, pairs):
-    """Share of the pairs in which the better answer has the higher score."""
-    chunks = [margins(critic, tokenizer, pairs[i:i + 256]) for i in range(0, len(pairs), 256)]
-    return float((torch.cat(chunks) > 0).float().mean())
-
-
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
@@ -102,18 +95,15 @@ def main(argv=None):
         margin = margins(critic, tokenizer, chosen)                                                             # (1)
         loss = -F.logsigmoid(margin).mean()                                                                     # (2)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0, error_if_nonfinite=True)
-        for opt, lr in zip(opts, (config.muon_lr, config.lr)):
-            opt.param_groups[0]["lr"] = lr * schedule(step, steps, warmup=20)
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+        descend(critic, opts, config, step, steps)
         log.row({"step": step + 1, "loss": loss.item(), "accuracy": (margin > 0).float().mean().item(),
                  "seconds": time.time() - began})
     with torch.no_grad():
         some = [(p, p[side]) for p in pairs[:256] for side in ("better", "worse")]
         critic.value_head.bias -= scores(critic, tokenizer, some).mean()
+        right = torch.cat([margins(critic, tokenizer, test[i:i + 256]) > 0 for i in range(0, len(test), 256)])
     critic.save(config.out)
-    print(f"held-out pairs: {accuracy(critic, tokenizer, test):.3f} right; wrote {config.out}")
+    print(f"held-out pairs: {right.float().mean():.3f} right; wrote {config.out}")
 
 
 if __name__ == "__main__":

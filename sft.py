@@ -62,9 +62,14 @@ def optimizers(model, lr, muon_lr):
             torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def schedule(step, steps, warmup):
-    """Share of the peak learning rate at a step: linear up, flat, linear down to 0 over the last half."""
-    return min(1.0, (step + 1) / warmup, 2 * (1 - step / steps))
+def descend(model, opts, config, step, steps, warmup=20, clip=1.0):
+    """An optimizer step. The learning rates go linearly up, stay, and go linearly down to 0 over the last half."""
+    share = min(1.0, (step + 1) / warmup, 2 * (1 - step / steps))
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip, error_if_nonfinite=True)
+    for opt, lr in zip(opts, (config.muon_lr, config.lr)):
+        opt.param_groups[0]["lr"] = lr * share
+        opt.step()
+        opt.zero_grad(set_to_none=True)
 
 
 def batches(pairs, size, seed):
@@ -112,11 +117,7 @@ def main(argv=None):
             loss = -logprobs.sum() / total                                                                      # (1)
             loss.backward()
             mean += loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip, error_if_nonfinite=True)
-        for opt, lr in zip(opts, (config.muon_lr, config.lr)):
-            opt.param_groups[0]["lr"] = lr * schedule(step, steps, config.warmup)
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+        descend(model, opts, config, step, steps, config.warmup, config.clip)
         smooth = float(mean) if smooth is None else 0.98 * smooth + 0.02 * float(mean)
         bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
         log.row({"step": step + 1, "nll": float(mean), "tokens": int(total), "seconds": time.time() - began})
