@@ -105,9 +105,8 @@ def tiles(hidden, weight):
     """Slices of the rows, slices of the vocabulary. Logits that exist already are cut by rows only."""
     V = hidden.shape[1] if weight is None else len(weight)
     rows, columns = TILE[hidden.device.type]
-    columns = V if weight is None else columns
     cut = lambda n, size: [slice(i, min(i + size, n)) for i in range(0, n, size)]
-    return cut(len(hidden), rows), cut(V, columns)
+    return cut(len(hidden), rows), cut(V, V if weight is None else columns)
 
 
 class TokenLogprobs(torch.autograd.Function):

@@ -43,17 +43,13 @@ def read(path, column):
     return [int(r["step"]) for r in rows], [float(r[column]) for r in rows]
 
 
-def name_of(run):
-    """What a run is called in the legend: its folder's name without the seed at the end."""
-    return re.sub(r"-\d+$", "", os.path.basename(os.path.normpath(run)))
-
-
 def draw(runs, out, journey=False):
     groups = {}
     for run in runs:
         if not os.path.exists(f"{run}/metrics.csv"):
             raise ValueError(f"{run} holds no metrics.csv")
-        groups.setdefault(name_of(run), []).append(run)
+        name = re.sub(r"-\d+$", "", os.path.basename(os.path.normpath(run)))              # without the seed
+        groups.setdefault(name, []).append(run)
     figure, axes = plt.subplots(3, 3, figsize=(13, 9), layout="constrained")
     for axis, (title, file, columns) in zip(axes.flat, PANELS):
         for i, (name, members) in enumerate(groups.items()):

@@ -71,15 +71,13 @@ class Rollout:
 
         keep (N,) bool: rows that need no gradient are left out. A row longer than `tokens` is a piece of its own."""
         lengths = (self.lengths + self.prompt_ids.shape[1]).tolist()
-        order = [i for i in sorted(range(len(lengths)), key=lengths.__getitem__) if keep is None or keep[i]]
-        piece = []
-        for i in order:
-            if piece and lengths[i] * (len(piece) + 1) > tokens:
-                yield torch.tensor(piece, device=self.response_ids.device)
-                piece = []
-            piece.append(i)
-        if piece:
-            yield torch.tensor(piece, device=self.response_ids.device)
+        pieces = []
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if keep is None or keep[i]:
+                if not pieces or lengths[i] * (len(pieces[-1]) + 1) > tokens:
+                    pieces.append([])
+                pieces[-1].append(i)
+        return [torch.tensor(piece, device=self.response_ids.device) for piece in pieces]
 
 
 def pad_left(prompts, device):
