@@ -30,11 +30,8 @@ class Config(Task):
     train: bool = False           # judge training problems instead: rejection sampling, with --keep
     max_new_tokens: int = 320     # longest response
     temperature: float = 1.0      # of the samples; pass@1 is their mean, the greedy row is apart
-    seed: int = 0                 # of the samples
     keep: str = ""                # write responses that are right, well formed and in one language to this .jsonl file
     keep_tokens: int = 160        # and no longer than this
-    device: str = "cpu"           # cpu or cuda
-    dtype: str = "float32"        # of the matrix products: float32 or bfloat16
 
     def __post_init__(self):
         check(self, ("k", "problems", "max_new_tokens", "keep_tokens"))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import pretrained
 from checkpoint import Log
-from data import Chat
+from data import Common
 from data.general import shown
 from data.jsonl import read
 from data.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ from sft import batches, descend, optimizers
 
 
 @dataclass(kw_only=True)
-class Config(Chat):
+class Config(Common):
     data: str                     # JSON lines with "prompt", "better" and "worse"
     init: str                     # checkpoint folder to start from
     out: str                      # folder for the result
@@ -44,8 +44,6 @@ class Config(Chat):
     batch: int = 32               # pairs per optimizer step
     lr: float = 1e-3              # AdamW's learning rate (embeddings, norms, value head)
     muon_lr: float = 0.01         # Muon's learning rate (matrices)
-    seed: int = 0                 # order of the pairs
-    device: str = "cpu"           # cpu or cuda
 
     def __post_init__(self):
         check(self, ("batch",))
@@ -92,7 +90,8 @@ def main(argv=None):
     opts = optimizers(critic, config.lr, config.muon_lr)
     print(f"{len(pairs)} pairs, {len(test)} held out, {steps} steps")
     for step, chosen in zip(tqdm(range(steps), mininterval=1), batches(pairs, config.batch, config.seed)):
-        margin = margins(critic, tokenizer, chosen)                                                             # (1)
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            margin = margins(critic, tokenizer, chosen)                                                         # (1)
         loss = -F.logsigmoid(margin).mean()                                                                     # (2)
         loss.backward()
         descend(critic, opts, config, step, steps)

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import Log, load, restore, save
-from data import Chat
+from data import Common
 from data.jsonl import read
 from data.tokenizer import OPEN
 from flags import check, fill, one_line_errors, parse
@@ -30,7 +30,7 @@ from sampler import Rollout
 
 
 @dataclass(kw_only=True)
-class Config(Chat):
+class Config(Common):
     data: str                     # JSON lines with "prompt" and "response"
     init: str                     # checkpoint folder to start from (config.json, tokenizer.tiktoken, weights)
     out: str                      # folder for the result
@@ -43,11 +43,8 @@ class Config(Chat):
     muon_lr: float = 0.02         # Muon's learning rate (matrices)
     warmup: int = 20              # steps of linear warm-up
     clip: float = 1.0             # gradient norm limit
-    seed: int = 0                 # order of the pairs, and the weights when from scratch
     save_every: int = 200         # steps between checkpoints
     resume: bool = False          # go on from the checkpoint in --out
-    device: str = "cpu"           # cpu or cuda
-    dtype: str = "float32"        # of the matrix products: float32 or bfloat16
 
     def __post_init__(self):
         check(self, ("batch", "tokens", "warmup", "save_every"))

@@ -47,7 +47,6 @@ class Config(Task):
     recompute: bool = False       # activation checkpointing: a third more time, memory of one layer and not of all
     dry_run: bool = False         # print how much memory the run would take, and stop
     resume: bool = False          # go on from the checkpoint in --out
-    seed: int = 0                 # of problems and samples
     steps: int = 40               # rollouts
     problems: int = 16            # B, problems per rollout
     max_new_tokens: int = 160     # longest response in training
@@ -66,8 +65,6 @@ class Config(Task):
     eval_k: int = 16              # samples per held-out problem
     eval_max_new_tokens: int = 320  # longest response in evaluation
     save_every: int = 20          # steps between checkpoints
-    device: str = "cpu"           # cpu or cuda
-    dtype: str = "float32"        # of the matrix products: float32 or bfloat16 (weights and log-probs stay float32)
 
     def __post_init__(self):
         check(self, ("problems", "max_new_tokens", "warmup", "tokens", "eval_every", "eval_problems", "eval_k",

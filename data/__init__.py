@@ -23,11 +23,14 @@ TASKS = ("pairs", "countdown", "code", "general")        # modules of this folde
 
 
 @dataclass
-class Chat:
-    """How a problem is put to the model: flags of everything that makes prompts."""
+class Common:
+    """How a problem is put to the model, and where the model runs: flags of train, evaluate, sft and reward_model."""
     chat: bool = False            # put the problems in the chat format of the model
     system: str = ""              # with --chat: text of the system's turn
     think: bool = False           # the prompt opens the <think> block
+    seed: int = 0                 # of all that is drawn: problems, samples, the order of pairs, new weights
+    device: str = "cpu"           # cpu or cuda
+    dtype: str = "float32"        # of the matrix products: float32 or bfloat16 (weights and log-probs stay float32)
 
     def tokenizer(self, folder, model):
         """The tokenizer of a checkpoint folder, told to do so. ValueError if it has more tokens than the model."""
@@ -41,7 +44,7 @@ class Chat:
 
 
 @dataclass
-class Task(Chat):
+class Task(Common):
     """What is asked, and how it is judged: flags of train.py and evaluate.py."""
     task: str = "pairs"           # pairs, countdown, code, general, gym:NAME or a .jsonl file; several joined by +
     reward: str = ""              # file.py:function, to judge instead of the task's verifier
