@@ -12,7 +12,6 @@ import torch
 from checkpoint import load
 from variants import PRESETS
 
-STATE = {"flags", "threads", "step", "nets", "optimizer", "before", "ends"}      # of a checkpoint
 HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
 
 
@@ -76,7 +75,7 @@ def of_run(argv, doc, config, algorithms):
         if not os.path.exists(f"{out}/state.pt"):
             raise ValueError(f"{out} holds no state.pt to resume from")
         state = load(f"{out}/state.pt")
-        if not isinstance(state, dict) or not STATE <= state.keys():
+        if not isinstance(state, dict) or "before" not in state:
             raise ValueError(f"{out}/state.pt is not a checkpoint of this program")
         if state["threads"] != torch.get_num_threads():
             print(f"resumed with {torch.get_num_threads()} threads, not {state['threads']}: rounding will differ")

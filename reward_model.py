@@ -83,8 +83,7 @@ def main(argv=None):
         pairs, test = [row for row in rows if not held_out(row)], [row for row in rows if held_out(row)]
         if not pairs or not test:
             raise ValueError(f"{config.data}: too few pairs to hold one in eight out")
-        critic.save(config.out)                    # found out now if it cannot be written
-        tokenizer.save(config.out)
+        tokenizer.save(config.out)                 # found out now if it cannot be written
         log = Log(f"{config.out}/metrics.csv")
     steps, began = math.ceil(config.epochs * len(pairs) / config.batch), time.time()
     opts = optimizers(critic, config.lr, config.muon_lr)

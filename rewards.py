@@ -135,19 +135,13 @@ def arithmetic(text):
 
 # --- The rewards ----------------------------------------------------------------------------------------------------
 
-def math(problem, answer):
-    return equal(answer, problem["answer"])
-
-
 def countdown(problem, answer):
     """Each given number exactly once; with "pick": k, exactly k of them, each at most as often as it is given."""
     result = arithmetic(answer)
     if result is None or result[0] != problem["target"]:
         return False
-    used, given = Counter(result[1]), Counter(problem["numbers"])
-    if problem.get("pick") is None:
-        return used == given
-    return used <= given and len(result[1]) == problem["pick"]
+    size = problem.get("pick") or len(problem["numbers"])
+    return len(result[1]) == size and Counter(result[1]) <= Counter(problem["numbers"])
 
 
 def code(problem, answer):
@@ -157,11 +151,8 @@ def code(problem, answer):
     return sandbox.run(program, problem["tests"])
 
 
-def gym(problem, answer):
-    return outside.ask("reasoning_gym", *problem["item"], answer)
-
-
-VERIFIERS = {"math": math, "countdown": countdown, "code": code, "gym": gym}
+VERIFIERS = {"math": lambda problem, answer: equal(answer, problem["answer"]), "countdown": countdown, "code": code,
+             "gym": lambda problem, answer: outside.ask("reasoning_gym", *problem["item"], answer)}
 
 
 def accuracy(problem, response):

@@ -78,13 +78,6 @@ def author(rng, problem):
     return " ".join(words)
 
 
-def document(problem, answer, tags):
-    """An answer as a document: (prompt, response)."""
-    plan = "".join(f"{n} {topic}\n" for topic, n in problem["asked"].items())
-    return {"prompt": problem["prompt"],
-            "response": f"<think>\n{plan}</think>\n<answer>{answer}</answer>" if tags else answer}
-
-
 def pairs(rng, wrong=0.05):
     """Endless preference pairs of two authors' answers; `wrong` of them are labelled the wrong way round."""
     problems = requests(test=False, most=5)
@@ -103,7 +96,9 @@ def corpus(rng, tagged=0.6):
     while True:
         problem = rng.choice(problems)
         tags, answer = rng.random() < tagged, author(rng, problem)
-        yield document(problem, answer, tags)
+        plan = "".join(f"{n} {topic}\n" for topic, n in problem["asked"].items())
+        yield {"prompt": problem["prompt"],
+               "response": f"<think>\n{plan}</think>\n<answer>{answer}</answer>" if tags else answer}
 
 
 def load(seed=0):
