@@ -29,14 +29,12 @@ class Config(Task):
     problems: int = 128           # at most this many problems of each set
     train: bool = False           # judge training problems instead: rejection sampling, with --keep
     max_new_tokens: int = 320     # longest response
-    temperature: float = 1.0      # of the samples; pass@1 is their mean, the greedy row is apart
+    temperature: float = 1.0      # of the samples (0: greedy); pass@1 is their mean, the greedy row is apart
     keep: str = ""                # write responses that are right, well formed and in one language to this .jsonl file
     keep_tokens: int = 160        # and no longer than this
 
     def __post_init__(self):
         check(self, ("k", "problems", "max_new_tokens", "keep_tokens"))
-        if self.temperature < 0:
-            raise ValueError(f"--temperature {self.temperature}: 0 (greedy) or above")
 
 
 def pass_at_k(n, c, k):
