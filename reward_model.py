@@ -13,40 +13,29 @@ the R1 paper lets it in only for the last part of the last stage, and held-out r
 
     python reward_model.py --data pairs.jsonl --init FOLDER --out FOLDER     rows: {"prompt", "better", "worse"}
 """
-import math
-import time
 import zlib
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import pretrained
-from checkpoint import Log
-from data import Common
 from data.general import shown
 from data.jsonl import read
 from data.tokenizer import Tokenizer
-from flags import check, fill, one_line_errors, parse
+from flags import fill, one_line_errors, parse
 from logprobs import response_states
 from model import GPT, Critic
 from sampler import Rollout
-from sft import batches, descend, optimizers
+from sft import Training, fit
 
 
 @dataclass(kw_only=True)
-class Config(Common):
-    data: str                     # JSON lines with "prompt", "better" and "worse"
-    init: str                     # checkpoint folder to start from
-    out: str                      # folder for the result
-    epochs: float = 2.0           # passes over the pairs
-    batch: int = 32               # pairs per optimizer step
-    lr: float = 1e-3              # AdamW's learning rate (embeddings, norms, value head)
-    muon_lr: float = 0.01         # Muon's learning rate (matrices)
-
-    def __post_init__(self):
-        check(self, ("batch",))
+class Config(Training):           # with other defaults than in SFT
+    epochs: float = 2.0
+    batch: int = 32
+    lr: float = 1e-3
+    muon_lr: float = 0.01
 
 
 def scores(critic, tokenizer, rows):
@@ -83,19 +72,16 @@ def main(argv=None):
         pairs, test = [row for row in rows if not held_out(row)], [row for row in rows if held_out(row)]
         if not pairs or not test:
             raise ValueError(f"{config.data}: too few pairs to hold one in eight out")
-        tokenizer.save(config.out)                 # found out now if it cannot be written
-        log = Log(f"{config.out}/metrics.csv")
-    steps, began = math.ceil(config.epochs * len(pairs) / config.batch), time.time()
-    opts = optimizers(critic, config.lr, config.muon_lr)
-    print(f"{len(pairs)} pairs, {len(test)} held out, {steps} steps")
-    for step, chosen in zip(tqdm(range(steps), mininterval=1), batches(pairs, config.batch, config.seed)):
+    print(f"{len(test)} pairs are held out")
+
+    def loss(chosen):
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             margin = margins(critic, tokenizer, chosen)                                                         # (1)
-        loss = -F.logsigmoid(margin).mean()                                                                     # (2)
-        loss.backward()
-        descend(critic, opts, config, step, steps)
-        log.row({"step": step + 1, "loss": loss.item(), "accuracy": (margin > 0).float().mean().item(),
-                 "seconds": time.time() - began})
+        mean = -F.logsigmoid(margin).mean()                                                                     # (2)
+        mean.backward()
+        return {"nll": mean.item(), "accuracy": (margin > 0).float().mean().item()}
+
+    fit(config, critic, tokenizer, pairs, loss)
     with torch.no_grad():
         some = [(p, p[side]) for p in pairs[:256] for side in ("better", "worse")]
         critic.value_head.bias -= scores(critic, tokenizer, some).mean()

@@ -30,16 +30,15 @@ from sampler import Rollout
 
 
 @dataclass(kw_only=True)
-class Config(Common):
-    data: str                     # JSON lines with "prompt" and "response"
+class Training(Common):
+    """Flags of sft.py and reward_model.py."""
+    data: str                     # JSON lines, the rows as above
     init: str                     # checkpoint folder to start from (config.json, tokenizer.tiktoken, weights)
     out: str                      # folder for the result
-    scratch: bool = False         # start from random weights: init needs no model.safetensors
     steps: int = 0                # optimizer steps; 0: as many as `epochs` takes
     epochs: float = 1.0           # passes over the data
-    batch: int = 256              # pairs per optimizer step
-    tokens: int = 16384           # padded tokens per micro-batch
-    lr: float = 4e-3              # AdamW's learning rate (embeddings, norms)
+    batch: int = 256              # rows per optimizer step
+    lr: float = 4e-3              # AdamW's learning rate (embeddings, norms, value head)
     muon_lr: float = 0.02         # Muon's learning rate (matrices)
     warmup: int = 20              # steps of linear warm-up
     clip: float = 1.0             # gradient norm limit
@@ -47,7 +46,13 @@ class Config(Common):
     resume: bool = False          # go on from the checkpoint in --out
 
     def __post_init__(self):
-        check(self, ("batch", "tokens", "warmup", "save_every"))
+        check(self, ("batch", "warmup", "save_every", "tokens"))
+
+
+@dataclass(kw_only=True)
+class Config(Training):
+    scratch: bool = False         # start from random weights: init needs no model.safetensors
+    tokens: int = 16384           # padded tokens per micro-batch
 
 
 def optimizers(model, lr, muon_lr):
@@ -59,16 +64,6 @@ def optimizers(model, lr, muon_lr):
             torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def descend(model, opts, config, step, steps, warmup=20, clip=1.0):
-    """An optimizer step. The learning rates go linearly up, stay, and go linearly down to 0 over the last half."""
-    share = min(1.0, (step + 1) / warmup, 2 * (1 - step / steps))
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip, error_if_nonfinite=True)
-    for opt, lr in zip(opts, (config.muon_lr, config.lr)):
-        opt.param_groups[0]["lr"] = lr * share
-        opt.step()
-        opt.zero_grad(set_to_none=True)
-
-
 def batches(pairs, size, seed):
     """Endless lists of `size` pairs: all of them in one order, then in another."""
     rng, order = random.Random(seed), []
@@ -77,6 +72,40 @@ def batches(pairs, size, seed):
             order += rng.sample(range(len(pairs)), len(pairs))
         yield [pairs[i] for i in order[:size]]
         order = order[size:]
+
+
+def fit(config, model, tokenizer, rows, loss):
+    """Trains `model` on `rows` and writes it to --out. loss(rows of a batch) leaves its gradient in the model, and
+    returns columns of metrics.csv, "nll" among them."""
+    steps = config.steps or max(1, math.ceil(config.epochs * len(rows) / config.batch))
+    opts, state_pt = optimizers(model, config.lr, config.muon_lr), f"{config.out}/state.pt"
+    flags, state = asdict(config) | {"resume": True}, {"step": 0, "smooth": None, "end": 0}
+    with one_line_errors():
+        os.makedirs(config.out, exist_ok=True)
+        if config.resume:
+            state = load(state_pt)
+            if not isinstance(state, dict) or state.get("flags") != flags:
+                raise ValueError(f"{state_pt} is of a run with other flags")
+            restore(state_pt, config.init, zip([model, *opts], [state["model"], *state["opts"]]))
+        first, smooth, log = state["step"], state["smooth"], Log(f"{config.out}/metrics.csv", state["end"])
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(rows):,} pairs, {steps:,} steps")
+    began, bar = time.time(), tqdm(range(first, steps), initial=first, total=steps, mininterval=1)
+    for step, chosen in zip(bar, itertools.islice(batches(rows, config.batch, config.seed), first, None)):
+        found = loss(chosen)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip, error_if_nonfinite=True)
+        for opt, lr in zip(opts, (config.muon_lr, config.lr)):
+            opt.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / config.warmup, 2 * (1 - step / steps))
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        smooth = found["nll"] if smooth is None else 0.98 * smooth + 0.02 * found["nll"]
+        bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+        log.row({"step": step + 1} | found | {"seconds": time.time() - began})
+        if (step + 1) % config.save_every == 0 or step == steps - 1:
+            tqdm.write(f"step {step + 1:5d}  loss {smooth:.4f}  seconds {time.time() - began:.0f}")
+            model.save(config.out)
+            tokenizer.save(config.out)
+            save(state_pt, {"flags": flags, "step": step + 1, "smooth": smooth, "end": log.file.tell(),
+                            "model": model.state_dict(), "opts": [opt.state_dict() for opt in opts]})
 
 
 def main(argv=None):
@@ -92,38 +121,20 @@ def main(argv=None):
         if columns > model.config.max_seq_len:
             raise ValueError(f"{config.data}: the longest prompt and the longest response have {columns} tokens, "
                              f"the model's context is {model.config.max_seq_len}")
-        os.makedirs(config.out, exist_ok=True)
-        opts, state_pt = optimizers(model, config.lr, config.muon_lr), f"{config.out}/state.pt"
-        flags, state = asdict(config) | {"resume": True}, {"step": 0, "smooth": None, "end": 0}
-        if config.resume:
-            state = load(state_pt)
-            if not isinstance(state, dict) or state.get("flags") != flags:
-                raise ValueError(f"{state_pt} is of a run with other flags")
-            restore(state_pt, config.init, zip([model, *opts], [state["model"], *state["opts"]]))
-        first, smooth, log = state["step"], state["smooth"], Log(f"{config.out}/metrics.csv", state["end"])
-    steps, began = config.steps or max(1, math.ceil(config.epochs * len(pairs) / config.batch)), time.time()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pairs):,} pairs, {steps:,} steps")
-    bar = tqdm(range(first, steps), initial=first, total=steps, mininterval=1)
-    for step, chosen in zip(bar, itertools.islice(batches(pairs, config.batch, config.seed), first, None)):
+
+    def loss(chosen):
         batch = Rollout.pack(*zip(*chosen), device=config.device)
         total = batch.response_mask.sum()
         mean = torch.zeros((), device=config.device)
         for rows in batch.micro_batches(config.tokens):
             with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 logprobs, _ = response_logprobs(model, batch.rows(rows))
-            loss = -logprobs.sum() / total                                                                      # (1)
-            loss.backward()
-            mean += loss.detach()
-        descend(model, opts, config, step, steps, config.warmup, config.clip)
-        smooth = float(mean) if smooth is None else 0.98 * smooth + 0.02 * float(mean)
-        bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-        log.row({"step": step + 1, "nll": float(mean), "tokens": int(total), "seconds": time.time() - began})
-        if (step + 1) % config.save_every == 0 or step == steps - 1:
-            tqdm.write(f"step {step + 1:5d}  loss {smooth:.4f}  seconds {time.time() - began:.0f}")
-            model.save(config.out)
-            tokenizer.save(config.out)
-            save(state_pt, {"flags": flags, "step": step + 1, "smooth": smooth, "end": log.file.tell(),
-                            "model": model.state_dict(), "opts": [opt.state_dict() for opt in opts]})
+            part = -logprobs.sum() / total                                                                      # (1)
+            part.backward()
+            mean += part.detach()
+        return {"nll": float(mean), "tokens": int(total)}
+
+    fit(config, model, tokenizer, pairs, loss)
     print(f"wrote {os.path.join(config.out, 'model.safetensors')}")
 
 

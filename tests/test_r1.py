@@ -207,7 +207,7 @@ def test_the_reward_model_learns_the_preference_and_is_a_reward(tmp_path, capsys
     reward_model.main(["--data", str(data), "--init", "data/base", "--out", f"{tmp_path}/rm", "--epochs", "6", "--batch", "8"])
     assert "held-out pairs: 1.000 right" in capsys.readouterr().out
     rows = list(csv.DictReader(open(tmp_path / "rm" / "metrics.csv")))
-    assert abs(float(rows[0]["loss"]) - math.log(2)) < 1e-5                 # (2) with equal scores
+    assert abs(float(rows[0]["nll"]) - math.log(2)) < 1e-5                 # (2) with equal scores
     reward = reward_model.judge(f"{tmp_path}/rm")
     problem, thought = {"prompt": asked[0]}, "<think>\nstop\n</think>\n<answer>{}</answer><|end|>"
     better, worse = (reward(problem, thought.format(answer)) for answer in ("red blue", "stop"))
