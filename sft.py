@@ -9,7 +9,6 @@ linearly to zero over the last half.
 
     python sft.py --data pairs.jsonl --init FOLDER --out FOLDER            rows: {"prompt": ..., "response": ...}
 """
-import itertools
 import math
 import os
 import random
@@ -64,16 +63,6 @@ def optimizers(model, lr, muon_lr):
             torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def batches(pairs, size, seed):
-    """Endless lists of `size` pairs: all of them in one order, then in another."""
-    rng, order = random.Random(seed), []
-    while True:
-        while len(order) < size:
-            order += rng.sample(range(len(pairs)), len(pairs))
-        yield [pairs[i] for i in order[:size]]
-        order = order[size:]
-
-
 def fit(config, model, tokenizer, rows, loss):
     """Trains `model` on `rows` and writes it to --out. loss(rows of a batch) leaves its gradient in the model, and
     returns columns of metrics.csv, "nll" among them."""
@@ -88,10 +77,13 @@ def fit(config, model, tokenizer, rows, loss):
                 raise ValueError(f"{state_pt} is of a run with other flags")
             restore(state_pt, config.init, zip([model, *opts], [state["model"], *state["opts"]]))
         first, smooth, log = state["step"], state["smooth"], Log(f"{config.out}/metrics.csv", state["end"])
+    rng, order = random.Random(config.seed), []               # all rows in one order, then in another
+    while len(order) < steps * config.batch:
+        order += rng.sample(range(len(rows)), len(rows))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(rows):,} pairs, {steps:,} steps")
     began, bar = time.time(), tqdm(range(first, steps), initial=first, total=steps, mininterval=1)
-    for step, chosen in zip(bar, itertools.islice(batches(rows, config.batch, config.seed), first, None)):
-        found = loss(chosen)
+    for step in bar:
+        found = loss([rows[i] for i in order[step * config.batch:(step + 1) * config.batch]])
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip, error_if_nonfinite=True)
         for opt, lr in zip(opts, (config.muon_lr, config.lr)):
             opt.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / config.warmup, 2 * (1 - step / steps))
