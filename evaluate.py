@@ -5,7 +5,6 @@
 
     python evaluate.py --model data/base --task pairs --k 16 [--keep correct.jsonl]
 """
-import json
 import math
 import traceback
 from collections import Counter
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 import rewards
 from data import Task
+from data.jsonl import write
 from data.tokenizer import OPEN
 from flags import check, fill, one_line_errors, parse
 from model import GPT
@@ -97,10 +97,10 @@ def judge(problem, ids, tokenizer):
 
 
 @torch.no_grad()
-def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, seed=0, quiet=False):
+def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, seed=0):
     """k judged responses to each problem: [[dict]]."""
     groups, batch = [], max(1, 512 // k)
-    for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False, disable=quiet):
+    for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False):
         part = problems[i:i + batch]
         out = sample(model, [tokenizer.prompt(p) for p in part], k, max_new_tokens, temperature,
                      tokenizer.eos_ids, seed)
@@ -109,10 +109,10 @@ def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, se
     return groups
 
 
-def evaluate(model, tokenizer, problems, k=16, max_new_tokens=320, temperature=1.0, seed=0, quiet=False):
+def evaluate(model, tokenizer, problems, k=16, max_new_tokens=320, temperature=1.0, seed=0):
     """-> ({metric: value, metric_ci: half width of its 95% interval}, judged responses [[dict]])."""
-    groups = responses(model, tokenizer, problems, k, max_new_tokens, temperature, seed, quiet)
-    greedy = responses(model, tokenizer, problems, 1, max_new_tokens, 0.0, seed, quiet)
+    groups = responses(model, tokenizer, problems, k, max_new_tokens, temperature, seed)
+    greedy = responses(model, tokenizer, problems, 1, max_new_tokens, 0.0, seed)
     vote = []
     judged = [rows for group in groups if (rows := [row for row in group if not row["unjudged"]])]
     for group in judged:
@@ -173,8 +173,7 @@ def main(argv=None):
                  for text in dict.fromkeys(row["text"] for row in group if good(row))]
     print(table(columns))
     if config.keep:
-        with open(config.keep, "w") as f:
-            f.writelines(json.dumps(row) + "\n" for row in kept)
+        write(config.keep, kept)
         print(f"wrote {len(kept)} responses to {config.keep}")
 
 

@@ -17,12 +17,12 @@ Held out is one request in eight, by the CRC of its prompt.
     python -m data.general documents COUNT FILE answers of all authors in tags, for R1's second SFT
 """
 import itertools
-import json
 import random
 import sys
 import zlib
 
 import rewards
+from data.jsonl import write
 
 TOPICS = {"en": {"animals": "cat dog cow hen pig fox", "colours": "red blue green black white grey",
                  "fruits": "apple pear plum fig lime peach", "parts": "hand foot nose ear eye leg"},
@@ -113,5 +113,4 @@ if __name__ == "__main__":
     kind, count, path = sys.argv[1:]
     rng = random.Random(f"general {kind}")
     rows = pairs(rng) if kind == "pairs" else corpus(rng, tagged=1)
-    with open(path, "w") as f:
-        f.writelines(json.dumps(row) + "\n" for row in itertools.islice(rows, int(count)))
+    write(path, itertools.islice(rows, int(count)))

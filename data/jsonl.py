@@ -34,6 +34,11 @@ def read(path, keys=(), convert=lambda row: row):
     return rows
 
 
+def write(path, rows):
+    with open(path, "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def text(row, *keys):
     """(the first of `keys` that has a text in it, the text)."""
     for key in keys:

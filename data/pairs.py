@@ -21,7 +21,6 @@ and 4: five numbers are new to RL, six to both. Half of all questions are in Eng
     python -m data.pairs late COUNT FILE        what it reads last: more checks and less reliable first looks
     python -m data.pairs cold COUNT FILE        R1's cold start: long, right, checked traces in the question's language
 """
-import json
 import math
 import random
 import sys
@@ -30,6 +29,7 @@ import zlib
 from tqdm import tqdm
 
 from data import general
+from data.jsonl import write
 
 BIGGEST = 12
 
@@ -178,6 +178,4 @@ if __name__ == "__main__":
     kind, count, path = sys.argv[1:]
     rng = random.Random("pairs corpus []" if kind == "corpus" else f"pairs {kind}")
     documents = cold_start(rng) if kind == "cold" else corpus(rng, late=kind == "late")
-    with open(path, "w") as f:
-        for _ in tqdm(range(int(count)), desc="documents"):
-            f.write(json.dumps(next(documents)) + "\n")
+    write(path, (next(documents) for _ in tqdm(range(int(count)), desc="documents")))

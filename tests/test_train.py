@@ -477,7 +477,7 @@ def test_sft_learns_and_keeps_the_format(tmp_path):
               "--batch", "8", "--lr", "1e-3", "--muon_lr", "0.01"])
     model, tokenizer = GPT.load(str(tmp_path / "new")), Tokenizer.load(str(tmp_path / "new"))
     problems = [r | {"kind": "math", "answer": "0"} for r in rows]
-    groups = evaluate.responses(model, tokenizer, problems, 1, 8, temperature=0.0, quiet=True)
+    groups = evaluate.responses(model, tokenizer, problems, 1, 8, temperature=0.0)
     assert sum(group[0]["text"] == r["response"] + "<|end|>" for group, r in zip(groups, rows)) >= 7
 
 
