@@ -2,7 +2,6 @@
 
 Tests run them on a CPU through Triton's interpreter (TRITON_INTERPRET=1).
 """
-import torch
 import triton
 import triton.language as tl
 

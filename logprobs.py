@@ -45,7 +45,7 @@ def reference_logprobs(hidden, weight, targets, temperature=1.0):
     return logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)
 
 
-def token_logprobs(hidden, weight, targets, temperature=1.0, keep=None):
+def token_logprobs(hidden, weight, targets, temperature=1.0, keep=KEEP):
     """hidden (M, C), weight (V, C), targets (M,) int64 -> logprobs (M,), entropy (M,), both differentiable, in nats."""
     device = hidden.device.type
     rounded = torch.get_autocast_dtype(device) if device == "cuda" and torch.is_autocast_enabled(device) else None
@@ -54,7 +54,7 @@ def token_logprobs(hidden, weight, targets, temperature=1.0, keep=None):
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         if weight.shape[0] <= 4096 and len(hidden) * weight.shape[0] <= PLAIN:
             return reference_logprobs(hidden, weight, targets, temperature)
-        return TokenLogprobs.apply(hidden, weight, targets, temperature, KEEP if keep is None else keep)
+        return TokenLogprobs.apply(hidden, weight, targets, temperature, keep)
 
 
 def fused(z):

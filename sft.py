@@ -57,8 +57,7 @@ class Config(Training):
 def optimizers(model, lr, muon_lr):
     """[Muon on the matrices inside the blocks, AdamW on everything else]."""
     matrices = [p for p in model.layers.parameters() if p.dim() == 2]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in taken]
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     return [torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0),
             torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 

@@ -28,7 +28,7 @@ class Common:
     chat: bool = False            # put the problems in the chat format of the model
     system: str = ""              # with --chat: text of the system's turn
     think: bool = False           # the prompt opens the <think> block
-    seed: int = 0                 # of all that is drawn: problems, samples, the order of pairs, new weights
+    seed: int = 0                 # of what the program draws at random
     device: str = "cpu"           # cpu or cuda
     dtype: str = "float32"        # of the matrix products: float32 or bfloat16 (weights and log-probs stay float32)
 
