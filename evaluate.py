@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import rewards
-from data import Task
+from data import Task, check_room
 from data.jsonl import write
 from data.tokenizer import OPEN
 from flags import check, fill, one_line_errors, parse
@@ -56,15 +56,6 @@ def mean_interval(values):
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
     return mean, 1.96 * spread
-
-
-def check_room(task, sets, tokenizer, model, max_new_tokens):
-    """Tokens of the longest prompt of the problem lists `sets`. ValueError if it leaves no room for max_new_tokens."""
-    longest = max(len(tokenizer.prompt(p)) for problems in sets for p in problems)
-    if longest + max_new_tokens > model.config.max_seq_len:
-        raise ValueError(f"{task}: the longest prompt, of {longest} tokens, and {max_new_tokens} new ones do not fit "
-                         f"into the model's context of {model.config.max_seq_len}")
-    return longest
 
 
 COUNTS = Counter()                # of this process: judged responses, and reward_errors among them
@@ -152,7 +143,7 @@ def main(argv=None):
         tokenizer = config.tokenizer(config.model, model)
         train, sets = config.load()
         sets = {"training": train} if config.train else sets
-        check_room(config.task, sets.values(), tokenizer, model, config.max_new_tokens)
+        check_room(config.task, map(tokenizer.prompt, sum(sets.values(), [])), config.max_new_tokens, model)
         if config.keep:
             open(config.keep, "a").close()        # found out now if it cannot be written
     columns, kept = {}, []

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import Log, load, restore, save
-from data import Common
+from data import Common, check_room
 from data.jsonl import read
 from data.tokenizer import OPEN
 from flags import check, fill, one_line_errors, parse
@@ -108,10 +108,8 @@ def main(argv=None):
         opened = OPEN * config.think               # by the prompt
         pairs = [(tokenizer.prompt(row), tokenizer.encode(row["response"].removeprefix(opened)) + [tokenizer.eos_id])
                  for row in tqdm(read(config.data, ("prompt", "response")), desc="tokenize", leave=False)]
-        columns = sum(max(map(len, side)) for side in zip(*pairs))
-        if columns > model.config.max_seq_len:
-            raise ValueError(f"{config.data}: the longest prompt and the longest response have {columns} tokens, "
-                             f"the model's context is {model.config.max_seq_len}")
+        prompts, responses = zip(*pairs)
+        check_room(config.data, prompts, max(map(len, responses)), model)
 
     def loss(chosen):
         batch = Rollout.pack(*zip(*chosen), device=config.device)

@@ -25,8 +25,8 @@ import grpo
 import memory
 import ppo
 from checkpoint import Log, commit, restore, write
-from data import Task
-from evaluate import COUNTS, check_room, evaluate, judge, table
+from data import Task, check_room
+from evaluate import COUNTS, evaluate, judge, table
 from flags import check, fill, of_run, one_line_errors
 from model import GPT
 from sampler import Rollout, sample
@@ -211,8 +211,8 @@ def setup(argv):
     train, sets = config.load(config.seed)
     if config.problems > len(train):
         raise ValueError(f"--problems {config.problems}: {config.task} has {len(train)} training problems")
-    longest = check_room(config.task, [train, *sets.values()], tokenizer, policy,
-                         max(config.max_new_tokens, config.eval_max_new_tokens))
+    longest = check_room(config.task, map(tokenizer.prompt, sum(sets.values(), train)),
+                         max(config.max_new_tokens, config.eval_max_new_tokens), policy)
     nets = algo.networks(policy, hp)
     for net in filter(None, vars(nets).values()):
         net.recompute = config.recompute

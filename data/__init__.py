@@ -55,6 +55,15 @@ class Task(Common):
         return load_task(self.task, seed, self.reward, self.unsafe_code, self.reward_model)
 
 
+def check_room(name, prompts, longest_response, model):
+    """Tokens of the longest prompt (lists of ids). ValueError if it and a response do not fit into the context."""
+    longest, context = max(map(len, prompts)), model.config.max_seq_len
+    if longest + longest_response > context:
+        raise ValueError(f"{name}: the longest prompt, of {longest} tokens, and a response of {longest_response} do not "
+                         f"fit into the model's context of {context}")
+    return longest
+
+
 def load_task(name, seed=0, reward="", unsafe_code=False, reward_model=""):
     if "+" in name and not os.path.exists(name):
         parts = [load_task(part, seed, reward, unsafe_code, reward_model) for part in name.split("+")]
