@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import pretrained
+from data import check_room
 from data.general import shown
 from data.jsonl import read
 from data.tokenizer import Tokenizer
@@ -72,6 +73,8 @@ def main(argv=None):
         pairs, test = [row for row in rows if not held_out(row)], [row for row in rows if held_out(row)]
         if not pairs or not test:
             raise ValueError(f"{config.data}: too few pairs to hold one in eight out")
+        longest = max(len(tokenizer.encode(row[side])) for row in rows for side in ("better", "worse"))
+        check_room(config.data, map(tokenizer.prompt, rows), longest + 2, critic)
     print(f"{len(test)} pairs are held out")
 
     def loss(chosen):
