@@ -144,8 +144,7 @@ def document(rng, late=False):
     lines, answer = [], None
     if kind != "guess":
         patience = 1 + int(rng.expovariate(1 / (5 if rng.random() < 0.7 else 20)))
-        lines, answer = search(rng, say, numbers, target, patience, kind == "checked", sloppy,
-                               0.55 if late else 0.3)
+        lines, answer = search(rng, say, numbers, target, patience, kind == "checked", sloppy, 0.55 if late else 0.3)
     if answer is None:
         fits = [text for text, value in candidates(numbers) if value == target]
         right = kind == "guess" and rng.random() < 0.35
