@@ -4,7 +4,7 @@ Runs whose names differ only in the number at the end, the seed, become one line
 
     python plot.py out/grpo-pairs-0                             writes out/grpo-pairs-0/curves.png
     python plot.py results/r1_zero/grpo-? --out curves.png
-    python plot.py --journey out/r1/{0-zero,1-cold-start,2-reasoning-rl} --out journey.png     one stage after the other
+    python plot.py --journey out/r1/{0-zero,1-cold-start,2-reasoning} --out journey.png     one stage after the other
 """
 import argparse
 import csv
@@ -46,8 +46,8 @@ def read(path, column):
 def draw(runs, out, journey=False):
     groups = {}
     for run in runs:
-        if not os.path.exists(f"{run}/metrics.csv"):
-            raise ValueError(f"{run} holds no metrics.csv")
+        if not read(f"{run}/metrics.csv", "step")[0]:
+            raise ValueError(f"{run} holds no metrics.csv, or an empty one")
         name = re.sub(r"-\d+$", "", os.path.basename(os.path.normpath(run)))              # without the seed
         groups.setdefault(name, []).append(run)
     figure, axes = plt.subplots(3, 3, figsize=(13, 9), layout="constrained")
