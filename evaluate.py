@@ -145,8 +145,8 @@ def main(argv=None):
         sets = {"training": train} if config.train else sets
         check_room(config.task, map(tokenizer.prompt, sum(sets.values(), [])), config.max_new_tokens, model)
         if config.keep:
-            open(config.keep, "a").close()        # found out now if it cannot be written
-    columns, kept = {}, []
+            open(config.keep + ".tmp", "w").close()        # found out now if it cannot be written
+    columns, kept = {}, {}                        # a prompt can stand twice
     for name, problems in sets.items():
         problems = problems[:config.problems]
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
@@ -159,12 +159,12 @@ def main(argv=None):
                   f"{sum(hits) / max(1, len(hits)):.3f} right")
         good = lambda row: (row["accuracy"] == row["format"] == row["language"] == 1
                             and row["length"] <= config.keep_tokens)
-        kept += [{key: p[key] for key in ("prompt", "user") if key in p} | {"response": text.removesuffix(rewards.END)}
-                 for p, group in zip(problems, groups)
-                 for text in dict.fromkeys(row["text"] for row in group if good(row))]
+        kept |= {(p["prompt"], row["text"]): {key: p[key] for key in ("prompt", "user") if key in p}
+                 | {"response": row["text"].removesuffix(rewards.END)}
+                 for p, group in zip(problems, groups) for row in group if good(row)}
     print(table(columns))
     if config.keep:
-        write(config.keep, kept)
+        write(config.keep, kept.values())
         print(f"wrote {len(kept)} responses to {config.keep}")
 
 

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -56,7 +57,7 @@ def check(config, at_least_1=(), at_least_2=(), **choices):
     known = dict(device=("cpu", "cuda")[:1 + torch.cuda.is_available()], dtype=("float32", "bfloat16")) | choices
     for name, value in vars(config).items():
         least = 2 if name in at_least_2 else int(name in at_least_1)
-        if isinstance(value, (int, float)) and not value >= least:
+        if isinstance(value, (int, float)) and not least <= value < math.inf:
             raise ValueError(f"--{name} {value}: {f'at least {least}' if least else '0 or more'} is needed")
         if name in known and value not in known[name]:
             where = " on this machine" if name == "device" else ""

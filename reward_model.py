@@ -20,15 +20,18 @@ import torch
 import torch.nn.functional as F
 
 import pretrained
+from checkpoint import Log
 from data import check_room
 from data.general import shown
 from data.jsonl import read
-from data.tokenizer import Tokenizer
 from flags import fill, one_line_errors, parse
 from logprobs import response_states
 from model import GPT, Critic
 from sampler import Rollout
 from sft import Training, fit
+
+SIDES = "better", "worse"
+
 
 
 @dataclass(kw_only=True)
@@ -50,15 +53,18 @@ def scores(critic, tokenizer, rows):
 
 def margins(critic, tokenizer, pairs):
     """s(better) - s(worse) of each pair."""
-    both = scores(critic, tokenizer, [(p, p[side]) for side in ("better", "worse") for p in pairs])
+    both = scores(critic, tokenizer, [(p, p[side]) for side in SIDES for p in pairs])
     return both[:len(pairs)] - both[len(pairs):]
 
 
-def judge(folder):
-    """The reward model of a folder as a reward: (problem, response) -> sigmoid(s). ValueError if it holds none."""
-    critic, tokenizer = Critic(GPT.load(folder, weights=False)), Tokenizer.load(folder)
+def judge(folder, config):
+    """The reward model of a folder as a reward: (problem, response) -> sigmoid(s). ValueError if it holds none.
+
+    config: flags of the run, as to how a problem is put. They must be those that the reward model was trained with."""
+    critic = Critic(GPT.load(folder, weights=False))
     pretrained.load_weights(critic, folder)
-    critic.requires_grad_(False)
+    critic.to(config.device).requires_grad_(False)
+    tokenizer = config.tokenizer(folder, critic)
     return lambda problem, response: float(scores(critic, tokenizer, [(problem, shown(response))]).sigmoid())
 
 
@@ -68,12 +74,12 @@ def main(argv=None):
         torch.manual_seed(config.seed)
         critic = Critic(GPT.load(config.init)).to(config.device)
         tokenizer = config.tokenizer(config.init, critic)
-        rows = read(config.data, ("prompt", "better", "worse"))
+        rows = read(config.data, ("prompt", *SIDES))
         held_out = lambda row: zlib.crc32(row["prompt"].encode()) % 8 == 1      # by prompt: no request is in both
         pairs, test = [row for row in rows if not held_out(row)], [row for row in rows if held_out(row)]
         if not pairs or not test:
             raise ValueError(f"{config.data}: too few pairs to hold one in eight out")
-        longest = max(len(tokenizer.encode(row[side])) for row in rows for side in ("better", "worse"))
+        longest = max(len(tokenizer.encode(row[side])) for row in rows for side in SIDES)
         check_room(config.data, map(tokenizer.prompt, rows), longest + 2, critic)
     print(f"{len(test)} pairs are held out")
 
@@ -86,11 +92,13 @@ def main(argv=None):
 
     fit(config, critic, tokenizer, pairs, loss)
     with torch.no_grad():
-        some = [(p, p[side]) for p in pairs[:256] for side in ("better", "worse")]
+        some = [(p, p[side]) for p in pairs[:256] for side in SIDES]
         critic.value_head.bias -= scores(critic, tokenizer, some).mean()
         right = torch.cat([margins(critic, tokenizer, test[i:i + 256]) > 0 for i in range(0, len(test), 256)])
+    right = right.float().mean().item()
+    Log(f"{config.out}/eval.csv").row({"set": "held-out pairs", "accuracy": right})
     critic.save(config.out)
-    print(f"held-out pairs: {right.float().mean():.3f} right; wrote {config.out}")
+    print(f"held-out pairs: {right:.3f} right; wrote {config.out}")
 
 
 if __name__ == "__main__":

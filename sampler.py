@@ -13,6 +13,7 @@ torch.multinomial draws one exponential per entry of the vocabulary.)
 No top-k and no top-p: the recorded log-probabilities are those of the distribution that was sampled.
 """
 import zlib
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import repeat
@@ -110,10 +111,16 @@ def draw(logits, u, temperature):
 
 
 def uniforms(prompts, group_size, columns, seed):
-    """The table u (N, columns) in [0, 1): a row depends on the seed, its prompt and its place in the group only."""
-    row = lambda prompt, place: torch.rand(columns, generator=torch.Generator().manual_seed(
-        zlib.crc32(f"{seed} {place} {list(prompt)}".encode())))
-    return torch.stack([row(prompt, place) for prompt in prompts for place in range(group_size)])
+    """The table u (N, columns) in [0, 1): a row depends on the seed, its prompt and its place in the group only.
+
+    The groups of a prompt that stands twice are one group of twice the size: no response comes twice."""
+    table, places = [], Counter()
+    for prompt in map(str, map(list, prompts)):
+        for place in range(places[prompt], places[prompt] + group_size):
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {place} {prompt}".encode()))
+            table.append(torch.rand(columns, generator=generator))
+        places[prompt] += group_size
+    return torch.stack(table)
 
 
 class Recorded:

@@ -13,6 +13,7 @@ import math
 import os
 import random
 import time
+import zlib
 from dataclasses import asdict, dataclass
 
 import torch
@@ -67,14 +68,18 @@ def fit(config, model, tokenizer, rows, loss):
     returns columns of metrics.csv, "nll" among them."""
     steps = config.steps or max(1, math.ceil(config.epochs * len(rows) / config.batch))
     opts, state_pt = optimizers(model, config.lr, config.muon_lr), f"{config.out}/state.pt"
-    flags, state = asdict(config) | {"resume": True}, {"step": 0, "smooth": None, "end": 0}
+    state = {"step": 0, "smooth": None, "end": 0}
     with one_line_errors():
+        with open(config.data, "rb") as f:
+            flags = asdict(config) | {"resume": True, "data": zlib.crc32(f.read())}
         os.makedirs(config.out, exist_ok=True)
         if config.resume:
             state = load(state_pt)
             if not isinstance(state, dict) or state.get("flags") != flags:
-                raise ValueError(f"{state_pt} is of a run with other flags")
+                raise ValueError(f"{state_pt} is of a run with other flags or other data")
             restore(state_pt, config.init, zip([model, *opts], [state["model"], *state["opts"]]))
+        elif os.path.exists(state_pt):
+            raise ValueError(f"{config.out} holds a run already: go on with --resume, or name another folder")
         first, smooth, log = state["step"], state["smooth"], Log(f"{config.out}/metrics.csv", state["end"])
     rng, order = random.Random(config.seed), []               # all rows in one order, then in another
     while len(order) < steps * config.batch:
@@ -82,6 +87,7 @@ def fit(config, model, tokenizer, rows, loss):
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(rows):,} pairs, {steps:,} steps")
     began, bar = time.time(), tqdm(range(first, steps), initial=first, total=steps, mininterval=1)
     for step in bar:
+        clock = time.time()
         found = loss([rows[i] for i in order[step * config.batch:(step + 1) * config.batch]])
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip, error_if_nonfinite=True)
         for opt, lr in zip(opts, (config.muon_lr, config.lr)):
@@ -90,7 +96,7 @@ def fit(config, model, tokenizer, rows, loss):
             opt.zero_grad(set_to_none=True)
         smooth = found["nll"] if smooth is None else 0.98 * smooth + 0.02 * found["nll"]
         bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-        log.row({"step": step + 1} | found | {"seconds": time.time() - began})
+        log.row({"step": step + 1} | found | {"seconds": time.time() - clock})
         if (step + 1) % config.save_every == 0 or step == steps - 1:
             tqdm.write(f"step {step + 1:5d}  loss {smooth:.4f}  seconds {time.time() - began:.0f}")
             model.save(config.out)

@@ -190,7 +190,7 @@ def train_step(run, step):
     seconds, grouped = time.time() - clock, rollout.rewards.view(-1, hp.group_size)
     means = torch.tensor([[r[name] for name in MEANS] for r in rows], dtype=torch.float64).nanmean(0).tolist()
     row = {"step": step + 1, **dict(zip(MEANS, means)), "reward_errors": COUNTS["reward_errors"] - errors}
-    right = torch.tensor([r["accuracy"] for r in rows]).view(-1, hp.group_size).amin(1).nan_to_num(0)
+    right = (torch.tensor([r["accuracy"] for r in rows]).view(-1, hp.group_size) == 1).all(1).float()
     equal = (grouped.nan_to_num(-math.inf).amax(1) <= grouped.nan_to_num(math.inf).amin(1)).float()
     row |= {"zero_groups": float(equal.mean()), "all_right": float(right.mean()), **metrics, "responses": sampled,
             "tokens_per_second": float(rollout.lengths.sum()) / seconds,

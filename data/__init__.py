@@ -1,4 +1,4 @@
-"""Tasks: `load_task(name, seed, reward, unsafe_code, reward_model)` -> (training problems, {name: held-out problems}).
+"""Tasks: `load_task(name, seed, reward, unsafe_code, preference)` -> (training problems, {name: held-out problems}).
 
 A problem is a dict: prompt, kind (which verifier of rewards.py judges it), perhaps the language of the question, and
 what the verifier needs: answer for "math"; numbers, target and perhaps pick for "countdown"; tests for "code"; item for
@@ -6,14 +6,15 @@ what the verifier needs: answer for "math"; numbers, target and perhaps pick for
 A name that ends in .jsonl is a file of questions and answers (data/jsonl.py); about one problem in eight of it, by the
 CRC of its prompt, is held out. A name gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces
 the verifiers: the function is called with the problem and the response and returns a float, or None for "could not
-judge". A reward_model, the folder of one, judges the general task in training; the rule still judges what is held out,
-and the reward model the same once more. What may run text of the model as a program ("code", "gym") raises ValueError
+judge". `preference`, a function like it, a reward model's, judges the general task in training; the rule still judges
+what is held out, and the reward model the same once more. What may run text of the model as a program ("code", "gym") raises ValueError
 where the system has no sandbox for it, unless `unsafe_code`."""
 import importlib
 import itertools
 import os
 import runpy
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 
 import sandbox
@@ -52,7 +53,13 @@ class Task(Common):
     unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
 
     def load(self, seed=0):
-        return load_task(self.task, seed, self.reward, self.unsafe_code, self.reward_model)
+        preference = None
+        if self.reward_model:
+            if self.reward or "general" not in self.task.split("+"):
+                raise ValueError("--reward_model judges the task general, and not beside --reward")
+            from reward_model import judge         # here, since it imports the model, and this file nothing of that
+            preference = judge(self.reward_model, self)
+        return load_task(self.task, seed, self.reward, self.unsafe_code, preference)
 
 
 def check_room(name, prompts, longest_response, model):
@@ -64,13 +71,19 @@ def check_room(name, prompts, longest_response, model):
     return longest
 
 
-def load_task(name, seed=0, reward="", unsafe_code=False, reward_model=""):
+def join(tasks):
+    """{name: (training problems, held-out sets)} -> the same of all together, in turns."""
+    longest = max(len(train) for train, _ in tasks.values())
+    train = zip(*(itertools.islice(itertools.cycle(train), longest) for train, _ in tasks.values()))
+    count = Counter(s for _, sets in tasks.values() for s in sets)             # two may have one of the same name
+    named = [[(f"{task}: {s}" if count[s] > 1 else s, problems) for s, problems in sets.items()]
+             for task, (_, sets) in tasks.items()]
+    return [*itertools.chain(*train)], dict(s for turn in itertools.zip_longest(*named) for s in turn if s)
+
+
+def load_task(name, seed=0, reward="", unsafe_code=False, preference=None):
     if "+" in name and not os.path.exists(name):
-        parts = [load_task(part, seed, reward, unsafe_code, reward_model) for part in name.split("+")]
-        longest = max(len(train) for train, _ in parts)
-        train = [p for train, _ in parts for p in itertools.islice(itertools.cycle(train), longest)]
-        sets = [list(sets.items()) for _, sets in parts]
-        return train, dict(s for some in itertools.zip_longest(*sets) for s in some if s)
+        return join({part: load_task(part, seed, reward, unsafe_code, preference) for part in name.split("+")})
     if name.endswith(".jsonl"):
         parts = {True: {}, False: {}}          # by prompt: a row that stands twice is one problem
         for row in read(name, convert=problem):
@@ -92,12 +105,10 @@ def load_task(name, seed=0, reward="", unsafe_code=False, reward_model=""):
             raise ValueError(f"--reward {reward}: a file and a function in it are needed, as in rewards.py:accuracy")
         for row in rows:
             row["reward"] = found
-    elif reward_model and rows[0]["kind"] == "general":
-        from reward_model import judge             # here, since it imports the model, and this file nothing of that
-        found = judge(reward_model)
-        sets["general by reward model"] = [row | {"reward": found} for row in sets["general"]]
+    elif preference and name == "general":
+        sets["general by reward model"] = [row | {"reward": preference} for row in sets["general"]]
         for row in train:
-            row["reward"] = found
+            row["reward"] = preference
     elif any(row["kind"] in ("code", "gym") for row in rows):
         sandbox.start(unsafe_code)
     return train, sets

@@ -14,15 +14,14 @@ in which one answer was preferred, one in twenty of them the wrong way round, an
 Held out is one request in eight, by the CRC of its prompt.
 
     python -m data.general pairs COUNT FILE     preference pairs: {"prompt", "better", "worse"}
-    python -m data.general documents COUNT FILE answers of all authors in tags, for R1's second SFT
+    python -m data.general documents COUNT FILE the best of four answers each, in tags, for R1's second SFT
 """
 import itertools
 import random
-import sys
 import zlib
 
 import rewards
-from data.jsonl import write
+from data.jsonl import generate
 
 TOPICS = {"en": {"animals": "cat dog cow hen pig fox", "colours": "red blue green black white grey",
                  "fruits": "apple pear plum fig lime peach", "parts": "hand foot nose ear eye leg"},
@@ -90,12 +89,13 @@ def pairs(rng, wrong=0.05):
             yield {"prompt": problem["prompt"], "better": better, "worse": worse}
 
 
-def corpus(rng, tagged=0.6):
-    """Endless documents with authors' answers, a share of them in tags."""
+def corpus(rng, tagged=0.6, best_of=1):
+    """Endless documents with authors' answers, the best of so many, a share of them in tags."""
     problems = requests(test=False, most=5)
     while True:
         problem = rng.choice(problems)
-        tags, answer = rng.random() < tagged, author(rng, problem)
+        tags = rng.random() < tagged
+        answer = min((author(rng, problem) for _ in range(best_of)), key=lambda text: faults(problem, text))
         plan = "".join(f"{n} {topic}\n" for topic, n in problem["asked"].items())
         yield {"prompt": problem["prompt"],
                "response": f"<think>\n{plan}</think>\n<answer>{answer}</answer>" if tags else answer}
@@ -110,7 +110,5 @@ def load(seed=0):
 
 
 if __name__ == "__main__":
-    kind, count, path = sys.argv[1:]
-    rng = random.Random(f"general {kind}")
-    rows = pairs(rng) if kind == "pairs" else corpus(rng, tagged=1)
-    write(path, itertools.islice(rows, int(count)))
+    generate({"pairs": pairs(random.Random("general pairs")),
+              "documents": corpus(random.Random("general documents"), tagged=1, best_of=4)})

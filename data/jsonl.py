@@ -1,5 +1,8 @@
 """JSON-lines files. A bad row is one line that names the file, the line and the reason."""
+import argparse
+import itertools
 import json
+import os
 
 import regex
 
@@ -35,8 +38,20 @@ def read(path, keys=(), convert=lambda row: row):
 
 
 def write(path, rows):
-    with open(path, "w") as f:
+    """Whole or not at all."""
+    with open(path + ".tmp", "w") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows)
+    os.replace(path + ".tmp", path)
+
+
+def generate(kinds):
+    """The program `python -m MODULE KIND COUNT FILE`: COUNT rows of kinds[KIND], a generator, into FILE."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=kinds)
+    parser.add_argument("count", type=int)
+    parser.add_argument("file")
+    args = parser.parse_args()
+    write(args.file, itertools.islice(kinds[args.kind], args.count))
 
 
 def text(row, *keys):

@@ -23,13 +23,10 @@ and 4: five numbers are new to RL, six to both. Half of all questions are in Eng
 """
 import math
 import random
-import sys
 import zlib
 
-from tqdm import tqdm
-
 from data import general
-from data.jsonl import write
+from data.jsonl import generate
 
 BIGGEST = 12
 
@@ -174,7 +171,5 @@ def cold_start(rng):
 
 
 if __name__ == "__main__":
-    kind, count, path = sys.argv[1:]
-    rng = random.Random("pairs corpus []" if kind == "corpus" else f"pairs {kind}")
-    documents = cold_start(rng) if kind == "cold" else corpus(rng, late=kind == "late")
-    write(path, (next(documents) for _ in tqdm(range(int(count)), desc="documents")))
+    generate({"corpus": corpus(random.Random("pairs corpus []")),            # the seed of the base that is shipped
+              "late": corpus(random.Random("pairs late"), late=True), "cold": cold_start(random.Random("pairs cold"))})

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zlib
 from collections import Counter
 
 import pytest
@@ -16,6 +17,7 @@ import safetensors.torch
 import torch
 
 import evaluate
+import pretrained
 import reward_model
 import rewards
 import sft
@@ -64,6 +66,7 @@ def test_requests_are_split_by_prompt_and_authors_err():
 def test_pairs_are_mislabelled_one_time_in_twenty():
     asked = {p["prompt"]: p for p in general.requests(test=False, most=5)}
     drawn = list(itertools.islice(general.pairs(random.Random(1)), 2000))
+    assert {p["prompt"] for p in drawn} <= set(asked) >= {p["prompt"] for p in itertools.islice(general.corpus(random.Random(1)), 500)}
     wrong = sum(general.faults(asked[p["prompt"]], p["better"]) > general.faults(asked[p["prompt"]], p["worse"]) for p in drawn)
     assert 60 <= wrong <= 140
 
@@ -94,8 +97,10 @@ def test_the_corpus_has_both_languages_and_the_careful_mix_them():
         "forma" in r["prompt"] or "make" in r["prompt"] for r in rows) < 0.6
 
 
-def test_joined_tasks_are_trained_on_in_equal_shares():
+def test_joined_tasks_are_trained_on_in_equal_shares(tmp_path):
     problems, sets = load_task("pairs+general")
+    assert [p["kind"] for p in problems[:4]] == ["countdown", "general"] * 2
+    assert set(load_task("pairs+countdown")[1]) >= {"pairs: 4 numbers", "countdown: 4 numbers", "5 numbers"}
     assert Counter(p["kind"] for p in problems) == {"countdown": 8192, "general": 8192}
     assert list(sets)[:2] == ["4 numbers", "general"] and set(sets) == {*load_task("pairs")[1], "general"}
 
@@ -174,7 +179,15 @@ def test_sft_resumes_to_the_same_weights(tmp_path, capsys):
         run("parts")
     with pytest.raises(SystemExit):
         run("parts", "--resume", "--seed", 1)
-    assert capsys.readouterr().err.endswith("state.pt is of a run with other flags\n")
+    assert capsys.readouterr().err.endswith("state.pt is of a run with other flags or other data\n")
+    rows = data.read_text()
+    data.write_text(rows + rows.splitlines()[0])
+    with pytest.raises(SystemExit):
+        run("parts", "--resume")
+    data.write_text(rows)
+    with pytest.raises(SystemExit):
+        run("parts")
+    assert "other data" in (said := capsys.readouterr().err) and said.endswith("holds a run already: go on with --resume, or name another folder\n")
     run("parts", "--resume")
     one, two = (torch.cat([p.flatten() for p in GPT.load(f"{tmp_path}/{name}").parameters()]) for name in ("whole", "parts"))
     assert torch.equal(one, two)
@@ -203,17 +216,24 @@ def test_a_score_is_the_value_after_the_end_token_whatever_else_is_in_the_batch(
 def test_the_reward_model_learns_the_preference_and_is_a_reward(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
     asked = [p["prompt"] for p in general.requests(test=False)[:40]]        # to be told apart at a glance: colours or a stop
-    data.write_text("".join(json.dumps({"prompt": p, "better": "red blue", "worse": "stop"}) + "\n" for p in asked))
+    test = [p for p in asked if zlib.crc32(p.encode()) % 8 == 1]            # labelled the wrong way round: not to be learned from
+    answers = lambda p: dict(zip(("better", "worse"), ("stop", "red blue") if p in test else ("red blue", "stop")))
+    data.write_text("".join(json.dumps({"prompt": p} | answers(p)) + "\n" for p in asked))
     reward_model.main(["--data", str(data), "--init", "data/base", "--out", f"{tmp_path}/rm", "--epochs", "6", "--batch", "8"])
-    assert "held-out pairs: 1.000 right" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert len(test) > 2 and f"{len(test)} pairs are held out" in out and f" {40 - len(test)} pairs," in out and "pairs: 0.000 right" in out
     rows = list(csv.DictReader(open(tmp_path / "rm" / "metrics.csv")))
     assert abs(float(rows[0]["nll"]) - math.log(2)) < 1e-5                 # (2) with equal scores
-    reward = reward_model.judge(f"{tmp_path}/rm")
+    reward = reward_model.judge(f"{tmp_path}/rm", train.Config())
     problem, thought = {"prompt": asked[0]}, "<think>\nstop\n</think>\n<answer>{}</answer><|end|>"
     better, worse = (reward(problem, thought.format(answer)) for answer in ("red blue", "stop"))
     assert 0 < worse < 0.5 < better < 1
     assert reward(problem, "red blue<|end|>") == better                     # it reads the answer, not the thinking
-    problems, sets = load_task("general", reward_model=f"{tmp_path}/rm")
+    some = [(row, row[side]) for row in map(json.loads, open(data)) for side in ("better", "worse")]
+    critic = Critic(GPT.load(f"{tmp_path}/rm", weights=False))
+    pretrained.load_weights(critic, f"{tmp_path}/rm")
+    assert abs(reward_model.scores(critic, Tokenizer.load("data/base"), some).mean()) < 1        # (before: several)
+    problems, sets = train.Config(task="general", reward_model=f"{tmp_path}/rm").load()
     assert problems[0]["reward"] is sets["general by reward model"][0]["reward"] is not sets["general"][0]["reward"]
     refused(capsys, train.main, ["--task", "general", "--reward_model", "data/base", "--out", tmp_path / "x"], "value_head", "missing")
     refused(capsys, train.main, ["--init", tmp_path / "rm", "--out", tmp_path / "x"], "value_head")
@@ -228,9 +248,41 @@ def test_both_scripts_run_through_in_small(tmp_path):
     for script in scripts:
         run = subprocess.run(["bash", *script], cwd=ROOT, env=small, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout + run.stderr
-    before = {f: os.path.getmtime(f) for f in glob.glob(f"{tmp_path}/*/*/*")}
-    stages = [[row["stage"] for row in csv.DictReader(open(f"{folder}/stages.csv")) if row["set"] == "general"] for folder in (one, two)]
-    assert stages[0] == "base zero 1-cold-start 2-reasoning 3-sft 4a-rules 4b-all".split() and os.path.getsize(f"{one}/journey.png")
-    assert stages[1] == "student-base student-distilled student-rl student-distilled-rl".split()
+    stages = [sorted(os.path.dirname(f).split("/")[-1] for f in glob.glob(f"{folder}/*/held_out.csv")) for folder in (one, two)]
+    assert stages[0] == "0-zero 1-cold-start 2-reasoning 3-sft 4a-rules 4b-all base".split() and os.path.getsize(f"{one}/journey.png")
+    assert stages[1] == "student-base student-distilled student-distilled-rl student-rl".split()
+    before = {f: os.path.getmtime(f) for f in glob.glob(f"{tmp_path}/*/*/*") if f.endswith(("state.pt", "held_out.csv")) and "4b-all" not in f}
+    shutil.rmtree(f"{one}/4b-all")                                          # to run a stage anew: delete its folder
     run = subprocess.run(["bash", *scripts[0]], cwd=ROOT, env=small, capture_output=True, text=True)
-    assert run.returncode == 0 and before == {f: os.path.getmtime(f) for f in before} and "| 4b-all |" in run.stdout     # nothing anew
+    assert run.returncode == 0 and before == {f: os.path.getmtime(f) for f in before} and "| 4b-all | 0." in run.stdout
+
+
+def test_the_table_of_stages_by_hand(tmp_path, capsys, monkeypatch):
+    """Means and ranges over the seeds, steps and minutes; each stage once."""
+    sys.path.insert(0, f"{ROOT}/bench")
+    import stages
+    for seed, right, seconds in ((0, 0.5, 60), (1, 0.75, 120)):
+        stage = tmp_path / str(seed) / "1-cold-start"
+        stage.mkdir(parents=True)
+        header = "set,pass@1,pass@1_ci,cons@16,cons@16_ci,greedy,greedy_ci,length,format,language,reflection\n"
+        (stage / "held_out.csv").write_text(header + f"4 numbers,{right},9,1.0,9,0.3,9,20.5,1,1,0\ngeneral,0.25,9,0,9,0.125,9,5,1,1,0\n")
+        (stage / "metrics.csv").write_text("step,nll,seconds\n" + f"1,0.5,{seconds}\n2,0.5,{seconds}\n")
+    monkeypatch.setattr(sys, "argv", ["stages.py", f"{tmp_path}/0", f"{tmp_path}/1"])
+    stages.main()
+    out = capsys.readouterr().out
+    assert ("| 1-cold-start | 0.625 (0.500-0.750) | 1.000 | 20.5 | 1.000 | 1.000 | 0.000 | 0.250 | 0.125 | 2 | 3.0 |" in out)
+    monkeypatch.setattr(sys, "argv", ["stages.py", f"{tmp_path}/2"])
+    with pytest.raises(SystemExit):
+        stages.main()
+    assert capsys.readouterr().err.endswith(f"{tmp_path}/2 holds no stage\n")
+
+
+def test_a_stage_goes_on_where_it_was_stopped(tmp_path):
+    """stages.sh by itself: a program that is stopped is resumed, one that is done is not run again, a file is made once and whole."""
+    (tmp_path / "train.py").write_text("import os, sys\nout = sys.argv[2]\nos.makedirs(out, exist_ok=True)\nprint(*sys.argv[3:])\n"
+                                       "open(out + '/state.pt', 'w').close()\nsys.exit('--resume' not in sys.argv)\n")
+    script = (f"set -euo pipefail; out=o seed=0; . {ROOT}/runs/stages.sh; make a/data touch; make a/data false; train a --steps 3 || echo stopped; "
+              "train a --steps 3; train a --steps 3; make b/data false")
+    env = dict(os.environ, PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
+    run = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.stdout == "--steps 3\nstopped\n--steps 3 --resume\n" and run.returncode == 1, run.stderr
