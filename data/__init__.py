@@ -7,8 +7,8 @@ A name that ends in .jsonl is a file of questions and answers (data/jsonl.py); a
 CRC of its prompt, is held out. A name gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces
 the verifiers: the function is called with the problem and the response and returns a float, or None for "could not
 judge". `preference`, a function like it, a reward model's, judges the general task in training; the rule still judges
-what is held out, and the reward model the same once more. What may run text of the model as a program ("code", "gym") raises ValueError
-where the system has no sandbox for it, unless `unsafe_code`."""
+what is held out, and the reward model the same once more. What may run text of the model as a program ("code", "gym")
+raises ValueError where the system has no sandbox for it, unless `unsafe_code`."""
 import importlib
 import itertools
 import os
@@ -66,8 +66,8 @@ def check_room(name, prompts, longest_response, model):
     """Tokens of the longest prompt (lists of ids). ValueError if it and a response do not fit into the context."""
     longest, context = max(map(len, prompts)), model.config.max_seq_len
     if longest + longest_response > context:
-        raise ValueError(f"{name}: the longest prompt, of {longest} tokens, and a response of {longest_response} do not "
-                         f"fit into the model's context of {context}")
+        raise ValueError(f"{name}: the longest prompt, of {longest} tokens, and a response of {longest_response} "
+                         f"do not fit into the model's context of {context}")
     return longest
 
 

@@ -8,6 +8,9 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+os.environ["OMP_NUM_THREADS"] = "1"       # of the programs that tests start
+torch.set_num_threads(1)                  # the tests share the cores: pytest -n auto
+
 from model import GPT, GPTConfig  # noqa: E402
 
 

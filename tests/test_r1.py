@@ -242,7 +242,7 @@ def test_the_reward_model_learns_the_preference_and_is_a_reward(tmp_path, capsys
 # --- The whole story --------------------------------------------------------------------------------------------------
 
 def test_both_scripts_run_through_in_small(tmp_path):
-    small = dict(os.environ, SMALL="1", PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", OMP_NUM_THREADS="1")
+    small = dict(os.environ, SMALL="1", PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
     one, two = f"{tmp_path}/r1", f"{tmp_path}/distill"
     scripts = ["runs/r1.sh", one], ["runs/distill.sh", two, "0", one]
     for script in scripts:

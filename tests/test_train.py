@@ -63,7 +63,14 @@ def test_resume_is_exact(tmp_path, more):
     assert open(f"{whole}/samples.txt").read() == open(f"{cut}/samples.txt").read()
 
 
-def test_the_same_seed_gives_the_same_csv(tmp_path):
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_the_same_seed_gives_the_same_csv(tmp_path, two_threads):
     """At the default batch, where sums are split over threads: to the last bit."""
     for name in ("a", "b"):
         train.main(["--out", str(tmp_path / name), "--steps", "2", "--eval_problems", "2", "--eval_k", "2",
