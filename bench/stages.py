@@ -8,7 +8,6 @@ judged in between. A second table: what the reward model and the rule say while 
 requests).
 """
 import argparse
-import csv
 import glob
 import os
 import random
@@ -24,17 +23,11 @@ from data.tokenizer import Tokenizer  # noqa: E402
 from evaluate import evaluate  # noqa: E402
 from flags import one_line_errors  # noqa: E402
 from model import GPT  # noqa: E402
+from table import cell, read  # noqa: E402
 
 COLUMNS = (("pass@1", "4 numbers", "pass@1"), ("cons", "4 numbers", "cons@"), ("length", "4 numbers", "length"),
            ("format", "4 numbers", "format"), ("language", "4 numbers", "language"), ("reflection", "4 numbers", "reflection"),
            ("preference", "general", "pass@1"), ("greedy", "general", "greedy"))
-
-
-def rows_of(path):
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        return list(csv.DictReader(f))
 
 
 def measure(stage, model, sets, args):
@@ -45,13 +38,6 @@ def measure(stage, model, sets, args):
         metrics, _ = evaluate(policy, tokenizer, sets[name][:args.problems], args.k, args.max_new_tokens)
         log.row({"set": name} | metrics)
     os.replace(f"{stage}/held_out.csv.tmp", f"{stage}/held_out.csv")
-
-
-def cell(values, digits):
-    if not values:
-        return ""
-    spread = f" ({min(values):.{digits}f}-{max(values):.{digits}f})" if min(values) < max(values) else ""
-    return f"{sum(values) / len(values):.{digits}f}" + spread
 
 
 def main():
@@ -79,15 +65,16 @@ def main():
                 found.setdefault(os.path.basename(stage), []).append(stage)
     print("| stage | " + " | ".join(name for name, _, _ in COLUMNS) + " | steps | minutes |\n|" + "---|" * (len(COLUMNS) + 3))
     for name, stages in found.items():
-        rows = [row for stage in stages for row in rows_of(f"{stage}/held_out.csv")]
+        rows = [row for stage in stages for row in read(f"{stage}/held_out.csv")]
         cells = []
         for title, which, metric in COLUMNS:
             values = [float(value) for row in rows if row["set"] == which for key, value in row.items()
                       if key == metric or metric == "cons@" and key.startswith(metric) and not key.endswith("_ci")]
             cells.append(cell(values, 1 if title == "length" else 3))
-        steps = [rows_of(f"{stage}/metrics.csv") for stage in stages]
+        steps = [read(path) for stage in stages if os.path.exists(path := f"{stage}/metrics.csv")]       # not of the base
         minutes = sum(float(row["seconds"]) for some in steps for row in some) / 60 / len(stages)
-        print(f"| {name} | " + " | ".join(cells) + f" | {cell([len(some) for some in steps if some], 0)} | {minutes:.1f} |")
+        cells += [cell([len(some) for some in steps], 0), f"{minutes:.1f}"] if steps else ["", ""]
+        print(f"| {name} | " + " | ".join(cells) + " |")
     rng = random.Random(0)
     mean = statistics.mean(general.preference(p, general.author(rng, p)) for p in sets["general"] for _ in range(1000))
     print(f"\npreference: {len(sets['general'])} requests; an author's answer has {mean:.3f}")
@@ -98,8 +85,8 @@ def main():
 def farmed(stages):
     paid, real = {}, {}
     for stage in stages:
-        trained = [float(row["accuracy"]) for row in rows_of(f"{stage}/metrics.csv")]
-        for row in rows_of(f"{stage}/eval.csv"):
+        trained = [float(row["accuracy"]) for row in read(f"{stage}/metrics.csv")]
+        for row in read(f"{stage}/eval.csv"):
             step = int(row["step"])
             if row["set"] == "general":
                 last = trained[max(0, step - 5):step or 1]

@@ -18,7 +18,7 @@ def read(path):
 
 def cell(values, digits):
     mean = f"{sum(values) / len(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+    return mean if min(values) == max(values) else f"{mean} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def main(folder, which="4 numbers"):

@@ -26,8 +26,9 @@ rloo       --variant rloo'
 one() {
     name=$1 seed=$2; shift 2
     folder=$OUT/$name-$seed
+    [ ! -e "$folder/done" ] || return 0
     if [ -e "$folder/state.pt" ]; then set -- --resume; else set -- "$@" --seed "$seed" --eval_every 5 --eval_sets 1; fi
-    python train.py "$@" --out "$folder" >> "$folder.txt" 2>&1
+    python train.py "$@" --out "$folder" >> "$folder.txt" 2>&1 && touch "$folder/done"
     echo "$folder: $(tail -n 1 "$folder.txt")"
 }
 export -f one
