@@ -1,13 +1,15 @@
-"""Curves of one or several runs -> curves.png.
+"""Curves of one or several runs -> curves.png, and report.html, one page: curves, what was judged, whole groups.
 
 Runs whose names differ only in the number at the end, the seed, become one line (mean) and a band (range).
 
-    python plot.py out/grpo-pairs-0                             writes out/grpo-pairs-0/curves.png
-    python plot.py results/r1_zero/grpo-? --out curves.png
+    python plot.py out/grpo-pairs-0                             writes curves.png and report.html into that folder
+    python plot.py results/r1_zero/grpo-? --out curves.png      the picture only
     python plot.py --journey out/r1/{0-zero,1-cold-start,2-reasoning} --out journey.png     one stage after the other
 """
 import argparse
+import base64
 import csv
+import html
 import os
 import re
 
@@ -33,12 +35,17 @@ PANELS = [
 ]
 
 
+def lines(path):
+    """Of a text file; none where there is no file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as f:
+        return f.read().split("\n")
+
+
 def read(path, column):
     """(steps, values) of a CSV column; of eval.csv only the first held-out set. Empty when they are not there."""
-    if not os.path.exists(path):
-        return [], []
-    with open(path) as f:
-        rows = [r for r in csv.DictReader(f) if r.get(column)]
+    rows = [r for r in csv.DictReader(lines(path)) if r.get(column)]
     rows = [r for r in rows if r.get("set") == rows[0].get("set")]
     return [int(r["step"]) for r in rows], [float(r[column]) for r in rows]
 
@@ -80,6 +87,29 @@ def draw(runs, out, journey=False):
     print(f"wrote {out}")
 
 
+PAGE = """<!doctype html><meta charset="utf-8"><title>pocket-r1</title>
+<style>body {{font: 15px sans-serif; margin: 2em}} td {{padding-right: 1em}} pre {{white-space: pre-wrap}}</style>
+<img src="data:image/png;base64,{image}">{runs}"""
+
+
+def report(runs, picture):
+    """A page that needs no other file: the curves, and of each run what was judged and the groups of samples.txt."""
+    parts = []
+    for run in runs:
+        parts.append(f"<h2>{html.escape(run)}</h2><table>")
+        judged = list(csv.DictReader(lines(f"{run}/eval.csv")))
+        columns = [name for name in judged[0] if not name.endswith("_ci")] if judged else []
+        for row in [dict(zip(columns, columns)), *judged]:
+            parts.append("<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in columns) + "</tr>")
+        parts.append("</table>")
+        for group in "\n".join(lines(f"{run}/samples.txt")).split("=== ")[1:]:
+            step, _, text = map(html.escape, group.partition("\n"))
+            parts.append(f"<details><summary>{step}: a prompt and its group</summary><pre>{text}</pre></details>")
+    with open(picture, "rb") as f:
+        image = base64.b64encode(f.read()).decode()
+    return PAGE.format(image=image, runs="\n".join(parts))
+
+
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders")
@@ -87,7 +117,13 @@ def main(argv=None):
     parser.add_argument("--out", default="", help="the picture (default: curves.png in the first run's folder)")
     with one_line_errors():
         args = parser.parse_args(argv)
-        draw(args.runs, args.out or os.path.join(args.runs[0], "curves.png"), args.journey)
+        picture = args.out or os.path.join(args.runs[0], "curves.png")
+        draw(args.runs, picture, args.journey)
+        if not args.out:
+            page = os.path.join(args.runs[0], "report.html")
+            with open(page, "w", encoding="utf-8") as f:
+                f.write(report(args.runs, picture))
+            print(f"wrote {page}")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,10 @@ def test_learning_run(tmp_path):
     assert samples.count("=== step") == 2 and samples.count("--- reward") == 32 and "User: make" in samples
     flags = json.load(open(tmp_path / "config.json"))["flags"]
     assert flags["problems"] == 8 and flags["clip_low"] == 0.2
+    plot.main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<details>") == 2 and "data:image/png;base64," in page and "&lt;answer&gt;" in page and "<answer>" not in page
+    assert page.count("<tr>") == 1 + len(rows) and "<td>6 numbers</td>" in page
 
 
 def test_bfloat16_learns_from_the_same_responses_nearly(tmp_path):
