@@ -8,8 +8,9 @@ For a problem q the old policy writes G responses o_1..o_G, which earn the rewar
     kl_it   = pi_ref / pi - log(pi_ref / pi) - 1            the estimator "k3", never negative                    (4)
     J       = 1/G sum_i 1/|o_i| sum_t [ clip_it - kl_coef * kl_it ]                                               (5)
 
-(1) is section 4.1.2 of DeepSeekMath (arXiv 2402.03300) and eq. 3 of DeepSeek-R1 (arXiv 2501.12948); (4) is eq. 4 there
-and eq. 2 of R1; (5) is eq. 3 there and, but for point 1 below, eq. 1 of R1. No critic: the group is the baseline.
+averaged over the problems of an optimizer step. No critic: the group is the baseline.
+DeepSeekMath (arXiv 2402.03300): (1) section 4.1.2, (4) eq. 4, (5) eq. 3. DeepSeek-R1 (arXiv 2501.12948): (1) eq. 3, (4)
+eq. 2, (5) eq. 1 but for point 1 below.
 
 Differs from the paper:
  1. The ratio is per token and each response is averaged over its tokens, as in DeepSeekMath. R1 prints one ratio for a
@@ -18,7 +19,8 @@ Differs from the paper:
  3. The clip is 0.2 to either side (R1 used 10 in its first RL stage, which for token ratios means none).
  4. A rollout is split over 4 optimizer steps (R1: 16). With `--minibatches 1` (and 1 epoch) the ratio is exactly 1 and
     nothing is ever clipped.
- 5. A reward that could not be determined (NaN) is left out of the group's statistics and its response gets A = 0.
+ 5. A reward that could not be determined (NaN) is left out of the group's statistics and its response gets A = 0; it
+    still counts in the mean (5) and pays its KL. PPO leaves it out altogether.
 """
 import copy
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ import torch
 
 from flags import check
 from logprobs import response_logprobs
-from variants import CHOICES, kl_estimate, level
+from variants import CHOICES, kl_estimate, pooled
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Config:
     clip_low: float = 0.2         # the ratio is clipped below 1 - clip_low
     clip_high: float = 0.2        # and above 1 + clip_high
     kl_coef: float = 0.001        # weight of the KL penalty to the reference; 0: no reference network at all
-    kl: str = "k3"                # its estimator: k3 (the paper), k2, rk3 (ratio * k3), k1; reward: k1 off the reward
+    kl: str = "k3"                # its estimator: k3 (the paper), k2, rk3 (ratio * k3), k1; reward: k1 off r, unscaled
     ref_every: int = 400          # the reference becomes a copy of the policy every so many steps; 0: never
     aggregate: str = "sequence"   # each token's share: sequence (1/|o_i|, then mean), token (1/all tokens), constant
     constant: int = 160           # tokens per response that `--aggregate constant` divides by
@@ -111,7 +113,7 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
 
     What stands outside the mask has no influence, not even NaN."""
     logprobs, old_logprobs, A = (torch.where(mask, x, 0.0) for x in (logprobs, old_logprobs, advantages))
-    ratio = level(logprobs - old_logprobs, mask, hp.ratio).clamp(-20, 20).exp()                                 # (2)
+    ratio = pooled(logprobs - old_logprobs, mask, hp.ratio).clamp(-20, 20).exp()                                # (2)
     low, high = (1 - hp.clip_low, 1 + hp.clip_high) if hp.trust == "clip" else (0.0, hp.cap)
     clipped = ratio.clamp(low, high)
     J = torch.minimum(ratio * A, clipped * A) if hp.trust == "clip" else clipped.detach() * A * logprobs        # (3)
@@ -119,7 +121,7 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     if ref_logprobs is not None:
         d = logprobs - torch.where(mask, ref_logprobs, 0.0)
         metrics["kl"] = kl_estimate(d.detach()).sum()
-        J = J - hp.kl_coef * kl_estimate(level(d, mask, hp.ratio), hp.kl, ratio) * mask                         # (4)
+        J = J - hp.kl_coef * kl_estimate(pooled(d, mask, hp.ratio), hp.kl, ratio) * mask                        # (4)
     return J, metrics
 
 

@@ -4,12 +4,12 @@
     entropy           = lse - sum_v p_v z_v / temperature,                p = softmax(z / temperature)            (2)
     d log pi / dz_v = ([v = y] - p_v) / temperature,   d entropy / dz_v = -p_v (log p_v + entropy) / temperature     (3)
 
-`reference_logprobs` is the definition. `token_logprobs` equals it in value and gradient and never holds the table of
-logits (M, V): it works in tiles of rows x vocabulary, keeps a running maximum and sum, and saves one number a row, lse,
-for the backward pass, which turns each tile into its gradient in place and multiplies it. Tiles that fit into `keep`
-bytes stay in between, the others are computed again: one knob from fast to small. The elementwise work is two functions
-with a torch body here and a Triton kernel in kernels.py. `response_logprobs` is the only place that shifts by one: the
-hidden state of column t-1 speaks of the token in column t.
+`reference_logprobs` is the definition; a small table of logits (M, V) is left to it. `token_logprobs` equals it in
+value and gradient up to rounding, in tiles of rows x vocabulary: it keeps a running maximum and sum, and saves two
+numbers a row, lse and entropy, for the backward pass, which turns each tile into its gradient in place and multiplies
+it. Tiles that fit into `keep` bytes stay in between, the others are computed again: one knob from fast to small. The
+elementwise work is two functions with a torch body here and a Triton kernel in kernels.py. `response_states` is the
+only place that shifts by one: the hidden state of column t-1 speaks of the token in column t.
 
 Logits, sums and results are fp32 whatever comes in: bf16 log-probs are off by up to 0.1 nat, and the ratio of PPO and
 GRPO is the exponential of a difference of two of them. The target's 1 joins p in fp32 too, before any rounding: at

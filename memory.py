@@ -55,5 +55,5 @@ def peak(parts):
 
 
 def table(parts):
-    """Lines to print: each part in GB, and the peak."""
-    return "\n".join(f"{name:28}{size / 2 ** 30:8.2f} GB" for name, size in (parts | {"peak": peak(parts)}).items())
+    """Lines to print: each part in GiB, and the peak."""
+    return "\n".join(f"{name:28}{size / 2 ** 30:8.2f} GiB" for name, size in (parts | {"peak": peak(parts)}).items())

@@ -82,7 +82,8 @@ class KVCache:
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34) of x (N, heads, S, D)."""
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34, its pairs being i and i + D/2) of x
+    (N, heads, S, D)."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 

@@ -5,19 +5,20 @@ as the policy, learns what is still to come. PPO maximises J and minimises V's l
 
     r_t     = -kl_coef (log pi_old(o_t) - log pi_ref(o_t))  + R  if t = T      KL estimator "k1", in the reward      (1)
     delta_t = r_t + gamma V_t+1 - V_t                       V_T+1 = 0: a response ends, also where it was cut        (2)
-    A_t     = delta_t + gamma lam A_t+1                     then normalised over the batch                           (3)
+    A_t     = delta_t + gamma lam A_t+1                     then normalised over the tokens of the rollout           (3)
     ratio   = pi(o_t | q, o_<t) / pi_old(o_t | q, o_<t)                                                              (4)
     clip_t  = min( ratio A_t, clip(ratio, 1 - clip_low, 1 + clip_high) A_t )                                         (5)
     J       = mean over responses of 1/T sum_t clip_t                                                                (6)
     L       = same mean of 1/2 max( (V - target)^2, (V_old + clip(V - V_old, +-value_clip) - target)^2 )             (7)
 
 target_t = A_t + V_t before normalising: with gamma = lam = 1, R less what the KL still costs.
-(1) is eq. 2 of DeepSeekMath (arXiv 2402.03300); (2), (3) are eq. 12, 11 of PPO (arXiv 1707.06347), whose lambda is from
-generalized advantage estimation (arXiv 1506.02438); (5) is eq. 7 of PPO; (7) is in its authors' code, not in the paper.
+(1) is eq. 2 of DeepSeekMath (arXiv 2402.03300), with pi_old for its pi; (2), (3) are eq. 12, 11 of PPO (arXiv
+1707.06347), whose lambda is from generalized advantage estimation (arXiv 1506.02438); (5) is eq. 7 of PPO; (7) is in
+its authors' code, not in the paper.
 
 Differs from common practice:
  1. lam is 1, not 0.95: the reward comes at the end, and at 0.95 it counts .006 a hundred tokens earlier. DeepSeek-R1
-    (arXiv 2501.12948, supplement) found 0.95 considerably worse. results/compare holds ours.
+    (arXiv 2501.12948v2, supplement) found 0.95 considerably worse. Our own comparison is in results/compare.
  2. The critic is a network of its own, with its own learning rate: nothing of (7) reaches the policy.
  3. The mean (6) is that of DeepSeekMath's eq. 1 and GRPO's, so that the two differ in nothing but the advantage and the
     place of the KL.
@@ -42,7 +43,7 @@ class Config:
     lam: float = 1.0              # lambda of GAE: 1 trusts the reward, 0 trusts the critic
     critic_lr: float = 3e-3       # the critic's learning rate
     critic_warmup: int = 0        # first steps that train the critic only
-    value_clip: float = 0.2       # a value may move so far from its old value in one rollout
+    value_clip: float = 0.2       # a value further than this from its old one is clipped
     clip_low: float = 0.2         # the ratio is clipped below 1 - clip_low
     clip_high: float = 0.2        # and above 1 + clip_high
     kl_coef: float = 0.001        # weight of the KL penalty to the reference; 0: no reference network at all
@@ -83,7 +84,7 @@ def gae(rewards, values, mask, gamma, lam):
 
 
 def advantages(rollout, hp):
-    """One advantage a token (N, T), of mean 0 and variance 1 over the batch; fills rollout.returns.
+    """One advantage a token (N, T), of mean 0 and variance 1 over the rollout; fills rollout.returns.
 
     A NaN reward takes its response out of rollout.response_mask: no advantage, no value loss, no share of anything."""
     rollout.response_mask = mask = rollout.response_mask & ~rollout.rewards.isnan()[:, None]

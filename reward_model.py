@@ -4,9 +4,9 @@
     L = - mean over pairs of log P(better over worse)                eq. 1 of InstructGPT (arXiv 2203.02155)      (2)
 
 s(prompt, answer) is the value of the state after the end token. It reads what the user reads, the answer and not the
-thinking, as DeepSeek-R1's reward model of helpfulness does (arXiv 2501.12948v1, section 2.3.4). Pairs fix s up to a
-constant: it is chosen so that the mean answer of the pairs has 0, and the reward is sigmoid(s), the chance to be
-preferred to such an answer.
+thinking, as DeepSeek-R1's reward model of helpfulness does (arXiv 2501.12948v1, section 2.3.4). Pairs fix s only up to
+a number for each prompt. One constant is taken off, so that the answers of 256 training pairs have mean 0; the reward
+sigmoid(s) is the chance (1) against an answer of score 0.
 
 A learned reward can be farmed: the policy finds what the model likes and people do not. Hence the reward is bounded,
 the R1 paper lets it in only for the last part of the last stage, and held-out requests are judged by the rule as well.
@@ -57,7 +57,7 @@ def margins(critic, tokenizer, pairs):
     return both[:len(pairs)] - both[len(pairs):]
 
 
-def judge(folder, config):
+def as_reward(folder, config):
     """The reward model of a folder as a reward: (problem, response) -> sigmoid(s). ValueError if it holds none.
 
     config: flags of the run, as to how a problem is put. They must be those that the reward model was trained with."""

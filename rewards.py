@@ -170,7 +170,7 @@ def accuracy(problem, response):
 
 
 def format(response, prompt_has_think=False):
-    """1.0 if the response is one think block and one answer block, neither empty, with whitespace round them; else 0.0.
+    """1.0 if the response is one think block and one answer block, neither empty, nothing else around; else 0.0.
 
     One end token may follow. With prompt_has_think the prompt has opened the think block and the response must not."""
     text = ("<think>" if prompt_has_think else "") + response.rstrip().removesuffix(END).strip()

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: next-token loss on (prompt, response) pairs. It makes the base model here, R1's cold start,
 the model after rejection sampling, and a student out of a teacher's traces.
 
-    L = - sum over response tokens of log pi(token) / number of response tokens in the step                      (1)
+    L = -(1/M) sum log pi(token)                over the M response tokens of the step                           (1)
 
 A pair is a `Rollout` that somebody else wrote, so the log-probabilities come from the same function as in RL. Matrices
 are trained by Muon (Jordan et al. 2024; torch.optim.Muon), embeddings and norms by AdamW; the learning rate falls
@@ -33,7 +33,7 @@ from sampler import Rollout
 class Training(Common):
     """Flags of sft.py and reward_model.py."""
     data: str                     # JSON lines, the rows as above
-    init: str                     # checkpoint folder to start from (config.json, tokenizer.tiktoken, weights)
+    init: str                     # checkpoint folder to start from (config.json, tokenizer, weights)
     out: str                      # folder for the result
     steps: int = 0                # optimizer steps; 0: as many as `epochs` takes
     epochs: float = 1.0           # passes over the data

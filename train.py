@@ -53,7 +53,7 @@ class Config(Task):
     temperature: float = 1.0      # of the sampler, and of every log-prob computed on what it sampled
     format_weight: float = 0.1    # reward = accuracy + format_weight * format
     language_weight: float = 0.0  # R1: + language_weight * share of the thinking that is in the question's language
-    overlong: float = 0.0         # DAPO: over the last part of max_new_tokens, of this size, the reward falls by 1
+    overlong: float = 0.0         # DAPO: over this last share of max_new_tokens the reward falls linearly, by 1
     resample: int = 1             # DAPO: groups with equal rewards make way for new ones, in at most so many samplings
     lr: float = 5e-4              # AdamW's learning rate, constant after the warm-up
     warmup: int = 5               # steps of linear warm-up
@@ -100,8 +100,8 @@ def explore(run, step):
         for row in judged:
             row["reward"] = reward(row, config)                                                  # 8   r_1..r_G
         groups = [judged[i:i + G] for i in range(0, len(judged), G)]
-        signal = [group for group in groups if len({r["reward"] for r in group if not r["unjudged"]}) > 1]
-        rows += sum(signal if config.resample > 1 else groups, [])
+        useful = [group for group in groups if len({r["reward"] for r in group if not r["unjudged"]}) > 1]
+        rows += sum(useful if config.resample > 1 else groups, [])
         sampled += len(judged)
         if len(rows) == config.problems * G:
             break

@@ -14,9 +14,10 @@ For one response with T tokens, advantage A, r_t = pi / pi_old, and sg() for "no
     rloo       A = R - mean of others   sg(r_t) A log pi_t, KL (k1) in the reward sum / constant       arXiv 2402.14740
     reinforce  A = R                    sg(r_t) A log pi_t                        sum / constant       Williams 1992
 
-grpo and r1 keep the KL penalty (k3), the others have none unless it says so. dapo also samples again for groups without
-a signal (at most 3 times) and lowers the reward of responses in the last fifth before the limit. With one optimizer
-step a rollout r_t is 1. What a preset does not name (clip 0.2 of grpo and dr_grpo, say) is free.
+grpo and r1 keep the KL penalty (k3), the others have none unless the row says so. dapo also replaces groups without a
+signal by groups of new problems (at most 3 samplings a step) and lowers the reward of responses in the last fifth
+before the limit. With one optimizer step a rollout r_t is 1. What a preset does not name (clip 0.2 of grpo and
+dr_grpo, say) is free.
 """
 import torch
 
@@ -39,8 +40,9 @@ CHOICES["variant"] = ("", *PRESETS)
 def kl_estimate(d, kind="k3", ratio=1.0):
     """d = log pi - log pi_ref of sampled tokens -> estimate of KL(pi || pi_ref) at each (Schulman 2020).
 
-    As a loss, k3 has the gradient of KL(pi_ref || pi), the other direction; k2 and ratio * k3 that of KL(pi || pi_ref);
-    k1 none at all in expectation. tests/test_grpo.py shows it by enumeration."""
+    As a loss, where pi = pi_old, k3 has the gradient of KL(pi_ref || pi), the other direction; k2 that of
+    KL(pi || pi_ref); k1 none at all in expectation. ratio * k3 has that of KL(pi || pi_ref) wherever pi is.
+    tests/test_grpo.py shows it by enumeration."""
     if kind in ("k1", "k2"):
         return d if kind == "k1" else d.square() / 2
     if kind == "reward":                           # it has been taken off the reward
@@ -49,7 +51,7 @@ def kl_estimate(d, kind="k3", ratio=1.0):
     return ratio * k3 if kind == "rk3" else k3
 
 
-def level(x, mask, kind):
+def pooled(x, mask, kind):
     """Log-ratios per token (N, T), 0 outside the mask -> of what `kind` compares: each token, or the whole response,
     the same number at all its tokens: their product, or (sequence) its T-th root."""
     if kind == "token":

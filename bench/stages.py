@@ -27,7 +27,7 @@ from table import cell, read  # noqa: E402
 
 COLUMNS = (("pass@1", "4 numbers", "pass@1"), ("cons", "4 numbers", "cons@"), ("length", "4 numbers", "length"),
            ("format", "4 numbers", "format"), ("language", "4 numbers", "language"), ("reflection", "4 numbers", "reflection"),
-           ("preference", "general", "pass@1"), ("greedy", "general", "greedy"))
+           ("preference", "general", "pass@1"), ("preference, greedy", "general", "greedy"))
 
 
 def measure(stage, model, sets, args):

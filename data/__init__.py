@@ -1,14 +1,15 @@
-"""Tasks: `load_task(name, seed, reward, unsafe_code, preference)` -> (training problems, {name: held-out problems}).
+"""Tasks: `load_task(name, seed, reward, unsafe_code, preferred)` -> (training problems, {name: held-out problems}).
 
 A problem is a dict: prompt, kind (which verifier of rewards.py judges it), perhaps the language of the question, and
-what the verifier needs: answer for "math"; numbers, target and perhaps pick for "countdown"; tests for "code"; item for
-"gym". Names joined by + are trained on in equal shares, and judged on the first held-out set of each before any other.
-A name that ends in .jsonl is a file of questions and answers (data/jsonl.py); about one problem in eight of it, by the
-CRC of its prompt, is held out. A name gym:NAME is a generator of reasoning-gym. A reward "file.py:function" replaces
-the verifiers: the function is called with the problem and the response and returns a float, or None for "could not
-judge". `preference`, a function like it, a reward model's, judges the general task in training; the rule still judges
-what is held out, and the reward model the same once more. What may run text of the model as a program ("code", "gym")
-raises ValueError where the system has no sandbox for it, unless `unsafe_code`."""
+what the verifier needs: answer for "math"; numbers, target and perhaps pick for "countdown"; tests for "code"; item
+for "gym"; asked and answers for "general". Names joined by + are trained on in equal shares, and judged on the first
+held-out set of each before any other. A name that ends in .jsonl is a file of questions and answers (data/jsonl.py);
+about one problem in eight of it, by the CRC of its prompt, is held out. A name gym:NAME is a generator of
+reasoning-gym. A reward "file.py:function" replaces the verifiers: the function is called with the problem and the
+response and returns a float, or None for "could not judge". `preferred`, such a function made of a reward model,
+judges general requests in training; held-out ones are judged by the rule, and by the reward model as a second set.
+What may run text of the model as a program ("code", "gym") raises ValueError where the system has no sandbox for it,
+unless `unsafe_code`."""
 import importlib
 import itertools
 import os
@@ -29,12 +30,12 @@ class Common:
     chat: bool = False            # put the problems in the chat format of the model
     system: str = ""              # with --chat: text of the system's turn
     think: bool = False           # the prompt opens the <think> block
-    seed: int = 0                 # of what the program draws at random
+    seed: int = 0                 # of all that is drawn at random (evaluate.py: of the samples)
     device: str = "cpu"           # cpu or cuda
     dtype: str = "float32"        # of the matrix products: float32 or bfloat16 (weights and log-probs stay float32)
 
     def tokenizer(self, folder, model):
-        """The tokenizer of a checkpoint folder, told to do so. ValueError if it has more tokens than the model."""
+        """The tokenizer of a checkpoint folder, with these flags. ValueError if it has more tokens than the model."""
         from data.tokenizer import Tokenizer       # here, since `python -m data.tokenizer` imports this file first
         tokenizer = Tokenizer.load(folder)
         tokenizer.chat, tokenizer.system, tokenizer.think = self.chat, self.system, self.think
@@ -53,17 +54,17 @@ class Task(Common):
     unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
 
     def load(self, seed=0):
-        preference = None
+        preferred = None
         if self.reward_model:
             if self.reward or "general" not in self.task.split("+"):
                 raise ValueError("--reward_model judges the task general, and not beside --reward")
-            from reward_model import judge         # here, since it imports the model, and this file nothing of that
-            preference = judge(self.reward_model, self)
-        return load_task(self.task, seed, self.reward, self.unsafe_code, preference)
+            from reward_model import as_reward       # here, since it imports the model, and this file nothing of that
+            preferred = as_reward(self.reward_model, self)
+        return load_task(self.task, seed, self.reward, self.unsafe_code, preferred)
 
 
 def check_room(name, prompts, longest_response, model):
-    """Tokens of the longest prompt (lists of ids). ValueError if it and a response do not fit into the context."""
+    """prompts (lists of ids) -> tokens of the longest. ValueError if it and a response do not fit into the context."""
     longest, context = max(map(len, prompts)), model.config.max_seq_len
     if longest + longest_response > context:
         raise ValueError(f"{name}: the longest prompt, of {longest} tokens, and a response of {longest_response} "
@@ -81,9 +82,9 @@ def join(tasks):
     return [*itertools.chain(*train)], dict(s for turn in itertools.zip_longest(*named) for s in turn if s)
 
 
-def load_task(name, seed=0, reward="", unsafe_code=False, preference=None):
+def load_task(name, seed=0, reward="", unsafe_code=False, preferred=None):
     if "+" in name and not os.path.exists(name):
-        return join({part: load_task(part, seed, reward, unsafe_code, preference) for part in name.split("+")})
+        return join({part: load_task(part, seed, reward, unsafe_code, preferred) for part in name.split("+")})
     if name.endswith(".jsonl"):
         parts = {True: {}, False: {}}          # by prompt: a row that stands twice is one problem
         for row in read(name, convert=problem):
@@ -105,10 +106,10 @@ def load_task(name, seed=0, reward="", unsafe_code=False, preference=None):
             raise ValueError(f"--reward {reward}: a file and a function in it are needed, as in rewards.py:accuracy")
         for row in rows:
             row["reward"] = found
-    elif preference and name == "general":
-        sets["general by reward model"] = [row | {"reward": preference} for row in sets["general"]]
+    elif preferred and name == "general":
+        sets["general by reward model"] = [row | {"reward": preferred} for row in sets["general"]]
         for row in train:
-            row["reward"] = preference
+            row["reward"] = preferred
     elif any(row["kind"] in ("code", "gym") for row in rows):
         sandbox.start(unsafe_code)
     return train, sets

@@ -8,10 +8,10 @@
     <answer>cat dog red blue green</answer>
 
 Of two answers the better one has fewer faults: words that are missing, and words that should not be there (one too
-many, said twice, of another topic, in the other language). Anybody can count them, but training does not: it sees pairs
-in which one answer was preferred, one in twenty of them the wrong way round, and reward_model.py learns from those.
+many, said twice, of another topic, in the other language). Anybody can count them, but RL is not told: reward_model.py
+learns from pairs in which one answer was preferred, one in twenty of them the wrong way round.
 
-Held out is one request in eight, by the CRC of its prompt.
+Held out is one request in eight, by the CRC of its prompt (not the same words asked for in the other order).
 
     python -m data.general pairs COUNT FILE     preference pairs: {"prompt", "better", "worse"}
     python -m data.general documents COUNT FILE the best of four answers each, in tags, for R1's second SFT
@@ -90,7 +90,7 @@ def pairs(rng, wrong=0.05):
 
 
 def corpus(rng, tagged=0.6, best_of=1):
-    """Endless documents with authors' answers, the best of so many, a share of them in tags."""
+    """Endless documents: of `best_of` authors' answers the one with the fewest faults; a share of them in tags."""
     problems = requests(test=False, most=5)
     while True:
         problem = rng.choice(problems)

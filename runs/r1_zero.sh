@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job with three seeds, and what happens when one thing is changed: about 40 minutes on 2 cores.
 #
-# Everything the README quotes about R1-Zero comes from here. Results go to results/r1_zero (or to the folder named).
+# The tables of R1-Zero in the README come from here. Results go to results/r1_zero (or to the folder named).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-results/r1_zero}
@@ -22,5 +22,5 @@ one group_size_4 --group_size 4 --problems 64
 one kl_off --kl_coef 0
 python plot.py "$out"/{minibatches_1,format_weight_1,format_weight_10,group_size_4,kl_off}-0 --out "$out/ablations.png"
 
-# 3. One table of all of them.
+# 3. Tables of all of them: four, five, six numbers.
 for size in 4 5 6; do python bench/table.py "$out" "$size numbers"; done

@@ -1,5 +1,5 @@
 # How a stage of r1.sh and distill.sh is run: not again if it is complete, and from its checkpoint if there is one. Both scripts
-# set $out, where each stage has its folder with all that was made for it, and $seed.
+# set $seed and $out; each stage has a folder in $out, with all that was made for it.
 mkdir -p "$out"
 
 # With SMALL=1 everything is tiny: a test of the scripts, not of the models.

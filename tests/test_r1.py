@@ -224,7 +224,7 @@ def test_the_reward_model_learns_the_preference_and_is_a_reward(tmp_path, capsys
     assert len(test) > 2 and f"{len(test)} pairs are held out" in out and f" {40 - len(test)} pairs," in out and "pairs: 0.000 right" in out
     rows = list(csv.DictReader(open(tmp_path / "rm" / "metrics.csv")))
     assert abs(float(rows[0]["nll"]) - math.log(2)) < 1e-5                 # (2) with equal scores
-    reward = reward_model.judge(f"{tmp_path}/rm", train.Config())
+    reward = reward_model.as_reward(f"{tmp_path}/rm", train.Config())
     problem, thought = {"prompt": asked[0]}, "<think>\nstop\n</think>\n<answer>{}</answer><|end|>"
     better, worse = (reward(problem, thought.format(answer)) for answer in ("red blue", "stop"))
     assert 0 < worse < 0.5 < better < 1
