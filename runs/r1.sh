@@ -42,6 +42,7 @@ train 4b-all "${rl[@]}" --steps $last --init "$out/4a-rules/model" --language_we
 if [ -z "${SMALL:-}" ]; then
     train 2b-no-language "${rl[@]}" --steps $steps --init "$out/1-cold-start"
     train 4c-farmed "${rl[@]}" --eval_sets 2 --steps $((2 * last)) --eval_every 5 --init "$out/4a-rules/model" --task general --reward_model "$out/reward-model"
+    python bench/faults.py "$out/reward-model"
 fi
 
 python bench/stages.py "$out" --base "$base" "${judge[@]}"
