@@ -14,13 +14,14 @@ done
 python plot.py "$out"/grpo-? --out "$out/curves.png"
 
 # 2. One optimizer step a rollout and twice the rollouts: every gradient is on-policy. From there one change each.
-one() { python train.py --minibatches 1 --steps 80 --eval_every 20 --out "$out/$1-0" "${@:2}" | tee "$out/$1-0.txt"; }
+mkdir -p "$out/ablations"
+one() { python train.py --minibatches 1 --steps 80 --eval_every 20 --out "$out/ablations/$1-0" "${@:2}" | tee "$out/ablations/$1-0.txt"; }
 one minibatches_1
 one format_weight_1 --format_weight 1.0
 one format_weight_10 --format_weight 10
 one group_size_4 --group_size 4 --problems 64
 one kl_off --kl_coef 0
-python plot.py "$out"/{minibatches_1,format_weight_1,format_weight_10,group_size_4,kl_off}-0 --out "$out/ablations.png"
+python plot.py "$out"/ablations/{minibatches_1,format_weight_1,format_weight_10,group_size_4,kl_off}-0 --out "$out/ablations/curves.png"
 
 # 3. Tables of all of them: four, five, six numbers.
-for size in 4 5 6; do python bench/table.py "$out" "$size numbers"; done
+for size in 4 5 6; do python bench/table.py "$out" "$size numbers"; python bench/table.py "$out/ablations" "$size numbers"; done
