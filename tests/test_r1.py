@@ -23,7 +23,7 @@ import rewards
 import sft
 import train
 from conftest import ROOT
-from data import general, load_task, pairs
+from data import general, jsonl, load_task, pairs
 from data.tokenizer import Tokenizer
 from model import GPT, Critic
 from test_train import refused, repository  # noqa: F401
@@ -61,6 +61,18 @@ def test_requests_are_split_by_prompt_and_authors_err():
     assert 0.3 < found[0] / found.total() < 0.7 and max(found) >= 4
     words = [word for topics in general.TOPICS.values() for some in topics.values() for word in some]
     assert len(words) == len(set(words))                                     # no word of two topics, none of both languages
+
+
+def test_rows_are_written_whole_or_not_at_all_and_of_a_known_kind(tmp_path, monkeypatch):
+    kinds = {"good": itertools.repeat({"a": 1}), "bad": ({"a": 1 // n} for n in (1, 0))}
+    make = lambda *words: (monkeypatch.setattr(sys, "argv", ["x", *words]), jsonl.generate(kinds))
+    make("good", "2", f"{tmp_path}/good")
+    assert (tmp_path / "good").read_text() == '{"a": 1}\n' * 2
+    with pytest.raises(ZeroDivisionError):
+        make("bad", "2", f"{tmp_path}/bad")
+    with pytest.raises(SystemExit):
+        make("goods", "2", f"{tmp_path}/goods")
+    assert not (tmp_path / "bad").exists() and not (tmp_path / "goods").exists()
 
 
 def test_pairs_are_mislabelled_one_time_in_twenty():
@@ -229,13 +241,16 @@ def test_the_reward_model_learns_the_preference_and_is_a_reward(tmp_path, capsys
     better, worse = (reward(problem, thought.format(answer)) for answer in ("red blue", "stop"))
     assert 0 < worse < 0.5 < better < 1
     assert reward(problem, "red blue<|end|>") == better                     # it reads the answer, not the thinking
-    some = [(row, row[side]) for row in map(json.loads, open(data)) for side in ("better", "worse")]
+    some = [(row, row[side]) for row in map(json.loads, open(data)) for side in ("better", "worse") if row["prompt"] not in test]
     critic = Critic(GPT.load(f"{tmp_path}/rm", weights=False))
     pretrained.load_weights(critic, f"{tmp_path}/rm")
-    assert abs(reward_model.scores(critic, Tokenizer.load("data/base"), some).mean()) < 1        # (before: several)
+    assert abs(reward_model.scores(critic, Tokenizer.load("data/base"), some).mean()) < 1e-3
     problems, sets = train.Config(task="general", reward_model=f"{tmp_path}/rm").load()
     assert problems[0]["reward"] is sets["general by reward model"][0]["reward"] is not sets["general"][0]["reward"]
     refused(capsys, train.main, ["--task", "general", "--reward_model", "data/base", "--out", tmp_path / "x"], "value_head", "missing")
+    refused(capsys, train.main, ["--task", "pairs", "--reward_model", tmp_path / "rm", "--out", tmp_path / "x"], "--reward_model")
+    data.write_text("".join(json.dumps({"prompt": p, "better": "red " * 600, "worse": "stop"}) + "\n" for p in asked))
+    refused(capsys, reward_model.main, ["--data", data, "--init", "data/base", "--out", tmp_path / "y"], "do not fit")
     refused(capsys, train.main, ["--init", tmp_path / "rm", "--out", tmp_path / "x"], "value_head")
 
 

@@ -173,3 +173,11 @@ def test_pack(tiny):
     pairs = Rollout.pack([[4, 5], [6]], [[7, 8, 9], [10]])
     assert pairs.prompt_ids.tolist() == [[4, 5], [0, 6]] and pairs.prompt_start.tolist() == [0, 1]
     assert pairs.response_mask.tolist() == [[True] * 3, [True, False, False]] and pairs.response_ids[1, 0] == 10
+
+
+def test_a_prompt_that_stands_twice_is_one_larger_group(tiny):
+    """Not the same responses twice: its groups are the parts of one group of twice the size."""
+    model = tiny()
+    rows = sample(model, [[1, 2], [3], [1, 2]], 4, 6, seed=1).response_ids
+    assert torch.equal(torch.cat([rows[:4], rows[8:]]), sample(model, [[1, 2]], 8, 6, seed=1).response_ids)
+    assert not torch.equal(rows[:4], rows[8:])
