@@ -33,7 +33,6 @@ from sft import Training, fit
 SIDES = "better", "worse"
 
 
-
 @dataclass(kw_only=True)
 class Config(Training):           # with other defaults than in SFT
     epochs: float = 2.0

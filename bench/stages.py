@@ -58,10 +58,11 @@ def main():
             for stage, model in models.items():
                 if not os.path.exists(f"{stage}/held_out.csv"):
                     measure(stage, model, sets, args)
-            stages = sorted(map(os.path.dirname, glob.glob(f"{folder}/*/held_out.csv")))
+            stages = map(os.path.dirname, glob.glob(f"{folder}/*/held_out.csv"))
+            stages = sorted(stages, key=lambda path: (os.path.basename(path) != "base", path))
             if not stages:
                 raise ValueError(f"{folder} holds no stage")
-            for stage in sorted(stages, key=lambda path: os.path.basename(path) != "base"):
+            for stage in stages:
                 found.setdefault(os.path.basename(stage), []).append(stage)
     print("| stage | " + " | ".join(name for name, _, _ in COLUMNS) + " | steps | minutes |\n|" + "---|" * (len(COLUMNS) + 3))
     for name, stages in found.items():

@@ -5,6 +5,7 @@ import json
 import os
 
 import regex
+from tqdm import tqdm
 
 from data.prompt import ask
 from rewards import number
@@ -51,7 +52,7 @@ def generate(kinds):
     parser.add_argument("count", type=int)
     parser.add_argument("file")
     args = parser.parse_args()
-    write(args.file, itertools.islice(kinds[args.kind], args.count))
+    write(args.file, tqdm(itertools.islice(kinds[args.kind], args.count), desc=args.kind, total=args.count))
 
 
 def text(row, *keys):
