@@ -41,19 +41,20 @@ class Config(Training):           # with other defaults than in SFT
     muon_lr: float = 0.01
 
 
-def scores(critic, tokenizer, rows):
-    """[(problem, answer)] -> s (N,), fp32."""
-    prompts, answers = zip(*rows)
+def scores(critic, tokenizer, problems, answers):
+    """answers[i // n][i % n] to problems[i // n], n to each -> s (N, n), fp32."""
+    prompts, n = [tokenizer.prompt(p) for p in problems], len(answers[0])
     # the state before a second end token is the one after the first
-    answers = [tokenizer.encode(answer) + [tokenizer.eos_id] * 2 for answer in answers]
-    batch = Rollout.pack([tokenizer.prompt(p) for p in prompts], answers, device=critic.head.device)
-    return critic.value(response_states(critic, batch)).gather(1, batch.lengths[:, None] - 1)[:, 0]
+    ids = [tokenizer.encode(answer) + [tokenizer.eos_id] * 2 for some in answers for answer in some]
+    batch = Rollout.pack(prompts, ids, n, critic.head.device)
+    s = critic.value(response_states(critic, batch)).gather(1, batch.lengths[:, None] - 1)
+    return s.view(-1, n)
 
 
 def margins(critic, tokenizer, pairs):
     """s(better) - s(worse) of each pair."""
-    both = scores(critic, tokenizer, [(p, p[side]) for side in SIDES for p in pairs])
-    return both[:len(pairs)] - both[len(pairs):]
+    better, worse = scores(critic, tokenizer, pairs, [[p[side] for side in SIDES] for p in pairs]).unbind(1)
+    return better - worse
 
 
 def as_reward(folder, config):
@@ -64,7 +65,7 @@ def as_reward(folder, config):
     pretrained.load_weights(critic, folder)
     critic.to(config.device).requires_grad_(False)
     tokenizer = config.tokenizer(folder, critic)
-    return lambda problem, response: float(scores(critic, tokenizer, [(problem, shown(response))]).sigmoid())
+    return lambda problem, response: float(scores(critic, tokenizer, [problem], [[shown(response)]]).sigmoid())
 
 
 def main(argv=None):
@@ -74,7 +75,8 @@ def main(argv=None):
         critic = Critic(GPT.load(config.init)).to(config.device)
         tokenizer = config.tokenizer(config.init, critic)
         rows = read(config.data, ("prompt", *SIDES))
-        held_out = lambda row: zlib.crc32(row["prompt"].encode()) % 8 == 1      # by prompt: no request is in both
+        words = lambda row: " ".join(sorted(row["prompt"].split()))             # in any order: no request is in both
+        held_out = lambda row: zlib.crc32(words(row).encode()) % 8 == 1
         pairs, test = [row for row in rows if not held_out(row)], [row for row in rows if held_out(row)]
         if not pairs or not test:
             raise ValueError(f"{config.data}: too few pairs to hold one in eight out")
@@ -91,8 +93,8 @@ def main(argv=None):
 
     fit(config, critic, tokenizer, pairs, loss)
     with torch.no_grad():
-        some = [(p, p[side]) for p in pairs[:256] for side in SIDES]
-        critic.value_head.bias -= scores(critic, tokenizer, some).mean()
+        some = pairs[:256]
+        critic.value_head.bias -= scores(critic, tokenizer, some, [[p[side] for side in SIDES] for p in some]).mean()
         right = torch.cat([margins(critic, tokenizer, test[i:i + 256]) > 0 for i in range(0, len(test), 256)])
     right = right.float().mean().item()
     Log(f"{config.out}/eval.csv").row({"set": "held-out pairs", "accuracy": right})

@@ -5,7 +5,7 @@
 A stage that has not been measured is measured first, with held-out problems of four numbers and held-out requests of the general
 task: held_out.csv in its folder. --base: a model that no stage has made, for a first row. minutes: of training, without what was
 judged in between. A second table: what the reward model and the rule say while 4c-farmed goes on (the five steps before; held-out
-requests).
+requests), and what the rule says while it is the reward itself, in 4d-by-rule.
 """
 import argparse
 import glob
@@ -79,23 +79,24 @@ def main():
     rng = random.Random(0)
     mean = statistics.mean(general.preference(p, general.author(rng, p)) for p in sets["general"] for _ in range(1000))
     print(f"\npreference: {len(sets['general'])} requests; an author's answer has {mean:.3f}")
-    if "4c-farmed" in found:
-        farmed(found["4c-farmed"])
+    if {"4c-farmed", "4d-by-rule"} <= set(found):
+        farmed(found["4c-farmed"], found["4d-by-rule"])
 
 
-def farmed(stages):
-    paid, real = {}, {}
-    for stage in stages:
+def farmed(stages, by_rule):
+    """Step by step: the reward of 4c, which is the reward model's; what the rule says of 4c and of 4d."""
+    columns = {}
+    for stage in stages + by_rule:
         trained = [float(row["accuracy"]) for row in read(f"{stage}/metrics.csv")]
         for row in read(f"{stage}/eval.csv"):
-            step = int(row["step"])
             if row["set"] == "general":
-                last = trained[max(0, step - 5):step or 1]
-                paid.setdefault(step, []).append(sum(last) / len(last))
-                real.setdefault(step, []).append(float(row["pass@1"]))
-    print("\n| step | the reward model | the rule |\n|---|---|---|")
-    for step in sorted(paid):
-        print(f"| {step} | {cell(paid[step], 3)} | {cell(real[step], 3)} |")
+                step = int(row["step"])
+                paid, judged, control = columns.setdefault(step, ([], [], []))
+                (judged if stage in stages else control).append(float(row["pass@1"]))
+                paid += [statistics.mean(trained[max(0, step - 5):step or 1])] * (stage in stages)
+    print("\n| step | the reward model | the rule | the rule where it is the reward |\n|---|---|---|---|")
+    for step, values in sorted(columns.items()):
+        print(f"| {step} | " + " | ".join(cell(some, 3) for some in values) + " |")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ Of two answers the better one has fewer faults: words that are missing, and word
 many, said twice, of another topic, in the other language). Anybody can count them, but RL is not told: reward_model.py
 learns from pairs in which one answer was preferred, one in twenty of them the wrong way round.
 
-Held out is one request in eight, by the CRC of its prompt (not the same words asked for in the other order).
+Held out is one request in eight, by the CRC of its prompt. No document of the base corpus is one. The same words asked
+for in the other order may be, but are nowhere in R1's documents, pairs and problems.
 
     python -m data.general pairs COUNT FILE     preference pairs: {"prompt", "better", "worse"}
     python -m data.general documents COUNT FILE the best of four answers each, in tags, for R1's second SFT
@@ -31,13 +32,17 @@ TOPICS = {language: {topic: words.split() for topic, words in topics.items()} fo
 ASK = {"en": "name {} {} and {} {}", "es": "nombra {} {} y {} {}"}
 
 
-def requests(test, most=3):
-    """Every request, for 2 to `most` words of a kind, of the held-out part (test) or of the other seven eighths."""
+def requests(part, most=4):
+    """The requests, for 2 to `most` words of a kind, of a part: "test", held out; "base", all others, of which the base
+    corpus is; "train", those of them that are no test request in the other order either."""
     every = [{"prompt": f"User: {ASK[language].format(m, a, n, b)}\nAssistant:", "kind": "general",
               "language": language, "asked": {a: m, b: n}}
              for language, topics in TOPICS.items() for a, b in itertools.permutations(topics, 2)
              for m in range(2, most + 1) for n in range(2, most + 1)]
-    return [p for p in every if (zlib.crc32(p["prompt"].encode()) % 8 == 0) == test]
+    test = [p for p in every if zlib.crc32(p["prompt"].encode()) % 8 == 0]
+    asked = [p["asked"] for p in test]            # equal in any order
+    return {"test": test, "base": [p for p in every if p not in test],
+            "train": [p for p in every if p["asked"] not in asked]}[part]
 
 
 def faults(problem, answer):
@@ -79,7 +84,7 @@ def author(rng, problem):
 
 def pairs(rng, wrong=0.05):
     """Endless preference pairs of two authors' answers; `wrong` of them are labelled the wrong way round."""
-    problems = requests(test=False, most=5)
+    problems = requests("train")
     while True:
         problem = rng.choice(problems)
         better, worse = sorted((author(rng, problem), author(rng, problem)), key=lambda text: faults(problem, text))
@@ -89,9 +94,8 @@ def pairs(rng, wrong=0.05):
             yield {"prompt": problem["prompt"], "better": better, "worse": worse}
 
 
-def corpus(rng, tagged=0.6, best_of=1):
+def corpus(rng, problems, tagged=0.6, best_of=1):
     """Endless documents: of `best_of` authors' answers the one with the fewest faults; a share of them in tags."""
-    problems = requests(test=False, most=5)
     while True:
         problem = rng.choice(problems)
         tags = rng.random() < tagged
@@ -104,11 +108,11 @@ def corpus(rng, tagged=0.6, best_of=1):
 def load(seed=0):
     """(training requests, {"general": held-out requests}), each with eight authors' answers to be compared with."""
     rng = random.Random("general")
-    test, train = ([p | {"answers": [author(rng, p) for _ in range(8)], "reward": preference} for p in requests(test)]
-                   for test in (True, False))
+    test, train = ([p | {"answers": [author(rng, p) for _ in range(8)], "reward": preference} for p in requests(part)]
+                   for part in ("test", "train"))
     return train, {"general": test}
 
 
 if __name__ == "__main__":
     generate({"pairs": pairs(random.Random("general pairs")),
-              "documents": corpus(random.Random("general documents"), tagged=1, best_of=4)})
+              "documents": corpus(random.Random("general documents"), requests("train"), tagged=1, best_of=4)})

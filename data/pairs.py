@@ -155,7 +155,7 @@ def document(rng, late=False):
 
 def corpus(rng, late=False):
     """Endless documents of the base corpus: one in eight, late in training one in four, is of the general task."""
-    other = general.corpus(rng)
+    other = general.corpus(rng, general.requests("base", most=5))
     while True:
         yield document(rng, late) if rng.random() < (3 / 4 if late else 7 / 8) else next(other)
 

@@ -38,10 +38,12 @@ stage reward_model.py reward-model --data "$out/reward-model/pairs.jsonl" --init
 train 4a-rules "${rl[@]}" --steps $last --init "$out/3-sft" --language_weight 0.2
 train 4b-all "${rl[@]}" --steps $last --init "$out/4a-rules/model" --language_weight 0.2 --task pairs+general --reward_model "$out/reward-model"
 
-# 5. Two controls: stage 2 without the language reward; the reward model without the rules, for twice as long.
+# 5. Three controls: stage 2 without the language reward; the reward model without the rules, for twice as long; and as long the
+#    rule of the general task itself, which stage 4 does not see.
 if [ -z "${SMALL:-}" ]; then
     train 2b-no-language "${rl[@]}" --steps $steps --init "$out/1-cold-start"
     train 4c-farmed "${rl[@]}" --eval_sets 2 --steps $((2 * last)) --eval_every 5 --init "$out/4a-rules/model" --task general --reward_model "$out/reward-model"
+    train 4d-by-rule "${rl[@]}" --steps $((2 * last)) --eval_every 5 --init "$out/4a-rules/model" --task general
     python bench/faults.py "$out/reward-model"
 fi
 
