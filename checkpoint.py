@@ -1,7 +1,6 @@
 """What a run leaves on disk while it runs, so that it can be stopped at any moment and go on exactly."""
 import csv
 import os
-import pickle
 import subprocess
 import zipfile
 from dataclasses import asdict
@@ -39,13 +38,11 @@ def load(path):
     """A checkpoint written by `save`. ValueError if it is damaged (torch alone does not notice a flipped byte)."""
     try:
         with zipfile.ZipFile(path) as z:
-            if z.testzip() is not None:
+            if z.testzip() is not None or any(i.external_attr or i.compress_type for i in z.infolist()):
                 raise ValueError("a checksum is wrong")
         return torch.load(path, weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} holds more than tensors and numbers, and is refused") from None
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    except Exception as error:
+        raise ValueError(f"{path} is damaged, or holds more than tensors: {str(error).partition(chr(10))[0]}") from None
 
 
 def restore(path, init, saved):

@@ -81,10 +81,9 @@ def judge(problem, ids, tokenizer):
     text = OPEN * tokenizer.think + tokenizer.decode(ids)
     score = accuracy(problem, text)
     count = rewards.reflections(text)
-    return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] not in tokenizer.eos_ids),
-                accuracy=score, unjudged=float(score != score), format=rewards.format(text),
-                reflection=float(count > 0), reflections=count,
-                language=rewards.language(text, problem.get("language", "en")))
+    return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] not in tokenizer.eos_ids), accuracy=score,
+                unjudged=float(score != score), format=rewards.format(text), reflection=float(count > 0),
+                reflections=count, language=rewards.language(text, problem.get("language", "en")))
 
 
 @torch.no_grad()
@@ -152,11 +151,9 @@ def main(argv=None):
         with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             columns[name], groups = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
                                              config.temperature, config.seed)
-        for checked in (1, 0):
-            hits = [row["accuracy"] for group in groups for row in group
-                    if row["reflection"] == checked and not row["unjudged"]]
-            print(f"{name}, {len(hits)} responses {'with' if checked else 'without'} a self-check: "
-                  f"{sum(hits) / max(1, len(hits)):.3f} right")
+        for kind, checked in (("with", 1), ("without", 0)):
+            hits = [r["accuracy"] for r in sum(groups, []) if r["reflection"] == checked and not r["unjudged"]]
+            print(f"{name}, {len(hits)} responses {kind} a self-check: {sum(hits) / max(1, len(hits)):.3f} right")
         good = lambda row: (row["accuracy"] == row["format"] == row["language"] == 1
                             and row["length"] <= config.keep_tokens)
         kept |= {(p["prompt"], row["text"]): {key: p[key] for key in ("prompt", "user") if key in p}

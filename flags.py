@@ -2,7 +2,6 @@
 import argparse
 import contextlib
 import inspect
-import math
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ import torch
 from checkpoint import load
 from variants import PRESETS
 
-HARMLESS = ("resume", "out", "steps", "eval_every", "save_every", "tokens")      # may change when a run is resumed
+HARMLESS = ("resume", "dry_run", "out", "steps", "eval_every", "save_every", "tokens")      # may change on --resume
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,11 +56,10 @@ def check(config, at_least_1=(), at_least_2=(), **choices):
     known = dict(device=("cpu", "cuda")[:1 + torch.cuda.is_available()], dtype=("float32", "bfloat16")) | choices
     for name, value in vars(config).items():
         least = 2 if name in at_least_2 else int(name in at_least_1)
-        if isinstance(value, (int, float)) and not least <= value < math.inf:
-            raise ValueError(f"--{name} {value}: {f'at least {least}' if least else '0 or more'} is needed")
+        if isinstance(value, (int, float)) and not least <= value < 1e12:
+            raise ValueError(f"--{name} {value}: {f'at least {least}' if least else '0 or more'} is needed, below 1e12")
         if name in known and value not in known[name]:
-            where = " on this machine" if name == "device" else ""
-            raise ValueError(f"--{name} {value}: choose from {', '.join(known[name])}{where}")
+            raise ValueError(f"--{name} {value}: choose from {', '.join(known[name])}{' here' * (name == 'device')}")
 
 
 def of_run(argv, doc, config, algorithms):

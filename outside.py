@@ -1,16 +1,19 @@
 """Verifiers that are other people's code, math-verify and reasoning-gym (both optional), in a process of their own.
 
 They are handed text of a policy, can spend hours or all memory on 200 characters of it (9^9^9^9), and some scorers of
-reasoning-gym evaluate it. So one child process, started when first needed, answers one request after the other within
-a time and a memory limit. The time limit is an alarm without a handler: the system ends the child, whatever it is
-doing, whichever thread asked, and the next request starts another. (math-verify's own limit works in a main thread
-only; it is off.) Once a package is imported the child reads no files but Python's own and has no processes, network and
-writing (sandbox.py; on Linux. math-verify only parses; gym tasks are refused where that does not hold).
+reasoning-gym evaluate it. So each has a child process, started when first needed, that answers one request after the
+other within a time and a memory limit. The time limit is an alarm without a handler: the system ends the child,
+whatever it is doing, whichever thread asked, and the next request starts another; a child that switched its alarm off
+is ended after a minute. (math-verify's own limit works in a main thread only; it is off.) Once the package is imported
+the child reads no files but Python's own and has no processes, network and writing (sandbox.py; on Linux. math-verify
+only parses; gym tasks are refused where that does not hold). What evaluates an answer believes what the answer does to
+it: a policy that learns to write Python can make such a scorer say anything, and this process cannot know.
 """
 import functools
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -19,19 +22,23 @@ import traceback
 from sandbox import confine
 
 SECONDS, MEMORY = 3.0, 4 << 10    # MB
-child = None
+children = {}                     # of each package its own
 
 
 def ask(package, *question):
     """What `same` (math_verify) or `score` (reasoning_gym) returns in the child; None if it takes too long.
 
     RuntimeError with the child's traceback if it raises. From any thread, but one at a time."""
-    global child
+    child = children.get(package)
     if child is None or child.poll() is not None:         # a session of its own: Ctrl-C is for the parent only
-        child = subprocess.Popen([sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                 stderr=subprocess.DEVNULL, text=True, bufsize=1, start_new_session=True,
-                                 env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"})
+        child = children[package] = subprocess.Popen(
+            [sys.executable, "-B", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, bufsize=1, start_new_session=True,
+            env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"})
     child.stdin.write(json.dumps([package, *question]) + "\n")
+    if not select.select([child.stdout], [], [], 60)[0]:      # what it was asked has switched off its alarm
+        children.pop(package).kill()
+        return None
     line = child.stdout.readline()
     if not line and child.wait() == -signal.SIGALRM:
         return None
@@ -69,14 +76,15 @@ def score(name, seed, index, answer=None):
         return entry["question"]
     try:
         return float(generator.score_answer(answer, entry))
-    except Exception:
+    except BaseException:                         # exit() too
         generator.score_answer(entry["answer"], entry)
         return 0.0
 
 
 def serve():
-    replies, sys.stdout = sys.stdout, sys.stderr              # what a package prints is no reply
-    for line in sys.stdin:
+    requests, replies = sys.stdin, sys.stdout
+    sys.stdin, sys.stdout = None, sys.stderr                  # what a package prints is no reply
+    for line in requests:
         package, *question = json.loads(line)
         try:
             if package not in sys.modules:
@@ -84,7 +92,7 @@ def serve():
                 sys.platform == "linux" and confine(MEMORY, -1)
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
             reply = [{"math_verify": same, "reasoning_gym": score}[package](*question), None]
-        except Exception:
+        except BaseException:
             reply = [None, traceback.format_exc()]
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(reply), file=replies, flush=True)

@@ -39,7 +39,7 @@ def read_tensors(folder):
             with safe_open(path, framework="pt") as shard:
                 for name in shard.keys():
                     yield path, name, shard.get_tensor(name)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: {type(error).__name__} {error}") from None
 
 
@@ -63,11 +63,11 @@ def load_config(cls, folder):
                 raise ValueError(f"{name} {config[name]!r} is not known here, only {value!r}")
         for ours, public in PUBLIC_NAMES.items():
             kinds = dict(tie_embeddings=(bool,), rope_theta=(int, float), norm_eps=(int, float)).get(ours, (int,))
-            if type(config[public]) not in kinds or (bool not in kinds and not config[public] > 0):
+            if type(config[public]) not in kinds or (bool not in kinds and not 0 < config[public] < 1e10):
                 raise ValueError(f"{public} {config[public]!r}")
         return cls(**{ours: config[public] for ours, public in PUBLIC_NAMES.items()},
                    rope_scaling=scaling, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f"{path}: {type(error).__name__} {error}") from None
 
 
@@ -98,7 +98,7 @@ def load_weights(model, folder):
         else:
             found[name] = tensor.to(torch.float32, copy=True)         # whatever becomes of the file
     for public in sorted(want):
-        raise ValueError(f"{path}: tensor {public} is missing")
+        raise ValueError(f"{folder}: tensor {public} is missing")
     model.load_state_dict(found, assign=True)
     for public, tensor in extra.items():          # a tied head must be what it is tied to
         tied = public == "lm_head.weight" and torch.equal(tensor.float(), model.head)

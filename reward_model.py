@@ -35,7 +35,6 @@ SIDES = "better", "worse"
 
 @dataclass(kw_only=True)
 class Config(Training):           # with other defaults than in SFT
-    epochs: float = 2.0
     batch: int = 32
     lr: float = 1e-3
     muon_lr: float = 0.01

@@ -159,7 +159,7 @@ def accuracy(problem, response):
     """1.0 if the answer of the response is right by the verifier of problem["kind"], else 0.0 (gym: or a part of 1).
 
     NaN if the verifier could not tell (None). A problem with a "reward", the user's own, is judged by that alone."""
-    if "reward" in problem:
+    if callable(problem.get("reward")):
         verdict = problem["reward"](problem, response)
     elif problem["kind"] not in VERIFIERS:        # a fault of the data, so it may stop the run
         raise ValueError(f"problem of kind {problem['kind']!r}: rewards.py judges {', '.join(VERIFIERS)}")

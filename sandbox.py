@@ -56,7 +56,8 @@ def canon(value):
 # --- The child ------------------------------------------------------------------------------------------------------
 
 # System calls of x86-64 that compute and do no more: read and write what is open, memory, clocks, threads, who am I.
-HARMLESS = {*range(29), *range(32, 40), 60, 63, 72, 79, 89, *range(96, 101), 102, 104, 107, 108, 110, 131, 186, 201,
+# Not fcntl, which can have the system send any signal to any process of the same user.
+HARMLESS = {*range(29), *range(32, 40), 60, 63, 79, 89, *range(96, 101), 102, 104, 107, 108, 110, 131, 186, 201,
             202, 204, 217, *range(228, 232), 262, 267, 270, 271, 273, 318, 332, 334, 436, 439} - {2, 16, 22}
 
 
@@ -79,6 +80,7 @@ def confine(memory_mb, seconds):
     for name, value in dict(AS=memory_mb << 20, CPU=seconds, FSIZE=1 << 20, NOFILE=64, CORE=0).items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     libc = ctypes.CDLL(None)
+    libc.prctl(1, 9, 0, 0, 0)     # killed when its parent dies
     alone = libc.unshare(0x5C020000) == 0         # user, network, IPC, host name, mounts
     libc.prctl(38, 1, 0, 0, 0)    # no new privileges, which the next two ask for
     rules = libc.syscall(444, struct.pack("Q", 0x1FFF), 8, 0)                    # Landlock: every right to files ...
@@ -96,7 +98,6 @@ def confine(memory_mb, seconds):
 def child(size):
     """Reads the request at the head of stdin, runs the program, and answers: a line a call, or else what it prints."""
     source, calls, memory_mb, seconds = marshal.loads(os.read(0, size))
-    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)        # killed when its parent dies
     write, channel, quiet = os.write, os.dup(1), os.open(os.devnull, os.O_WRONLY)
     write(2, confine(memory_mb, seconds).encode())
     os.dup2(quiet, 2)             # the program cannot take this back
@@ -117,7 +118,7 @@ def execute(source, calls, stdin, timeout, memory_mb):
     """-> (what the child says of its confinement, lines of its answer or None if the program failed or was stopped)."""
     request = marshal.dumps((source, calls, memory_mb, int(timeout) + 2))
     with TemporaryFile() as head, TemporaryFile() as out, TemporaryFile() as errors:       # unlike a pipe cannot block
-        head.write(request + stdin.encode())
+        head.write(request + stdin.encode(errors="replace"))
         head.seek(0)
         with subprocess.Popen([sys.executable, "-sSB", __file__, str(len(request))], env={"PYTHONHASHSEED": "0"},
                               stdin=head, stdout=out, stderr=errors, start_new_session=True) as process:

@@ -220,10 +220,9 @@ def setup(argv):
     if config.dry_run:
         print(memory.table(memory.estimate(nets, config, hp.group_size, longest, precision)))
         raise SystemExit
-    optimizer = torch.optim.AdamW([
-        {"params": list(net.parameters()), "peak": getattr(hp, f"{name}_lr", config.lr)}
-        for name, net in vars(nets).items() if net is not None and name != "ref"], betas=(0.9, 0.95), weight_decay=0.0,
-        fused=True)
+    groups = [{"params": list(net.parameters()), "peak": getattr(hp, f"{name}_lr", config.lr)}
+              for name, net in vars(nets).items() if net is not None and name != "ref"]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     state = state or {"step": 0, "before": None, "ends": (0, 0, 0)}
     if state["step"]:
         saved = ((net, state["nets"][name]) for name, net in vars(nets).items() if net)
@@ -234,9 +233,9 @@ def setup(argv):
         json.dump({"flags": asdict(config) | asdict(hp), "python": platform.python_version(),
                    "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit()}, f, indent=1)
     sets = dict(list(sets.items())[:config.eval_sets or None])
-    return SimpleNamespace(config=config, algo=algo, hp=hp, nets=nets, optimizer=optimizer, tokenizer=tokenizer,
-                           train=train, sets=sets, logs=logs, precision=precision,
-                           step=state["step"], before=state["before"])
+    return SimpleNamespace(
+        config=config, algo=algo, hp=hp, nets=nets, optimizer=optimizer, tokenizer=tokenizer, train=train, sets=sets,
+        logs=logs, precision=precision, step=state["step"], before=state["before"])
 
 
 def held_out(run, step, names, model):

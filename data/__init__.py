@@ -88,7 +88,7 @@ def load_task(name, seed=0, reward="", unsafe_code=False, preferred=None):
     if name.endswith(".jsonl"):
         parts = {True: {}, False: {}}          # by prompt: a row that stands twice is one problem
         for row in read(name, convert=problem):
-            parts[zlib.crc32(row["prompt"].encode()) % 8 == 0][row["prompt"]] = row
+            parts[zlib.crc32(row["prompt"].encode(errors="replace")) % 8 == 0][row["prompt"]] = row
         if not all(parts.values()):
             raise ValueError(f"{name}: too few rows to hold one in eight out")
         train, sets = list(parts[False].values()), {"held out": list(parts[True].values())}

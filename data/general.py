@@ -38,7 +38,7 @@ def requests(part, most=4):
     every = [{"prompt": f"User: {ASK[language].format(m, a, n, b)}\nAssistant:", "kind": "general",
               "language": language, "asked": {a: m, b: n}}
              for language, topics in TOPICS.items() for a, b in itertools.permutations(topics, 2)
-             for m in range(2, most + 1) for n in range(2, most + 1)]
+             for m, n in itertools.product(range(2, most + 1), repeat=2)]
     test = [p for p in every if zlib.crc32(p["prompt"].encode()) % 8 == 0]
     asked = [p["asked"] for p in test]            # equal in any order
     return {"test": test, "base": [p for p in every if p not in test],

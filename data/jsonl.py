@@ -8,7 +8,7 @@ import regex
 from tqdm import tqdm
 
 from data.prompt import ask
-from rewards import number
+from rewards import language, number
 from sandbox import jobs
 
 BOXED = regex.compile(r"\\boxed\{((?:\\.|[^{}\\]|\{(?1)\})*+)\}", regex.DOTALL)        # braces in pairs; \{ is no brace
@@ -31,8 +31,8 @@ def read(path, keys=(), convert=lambda row: row):
                 for key in keys:
                     text(row, key)
                 rows.append(convert(row))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: {error}") from None
+            except (ValueError, TypeError, RecursionError, MemoryError) as error:
+                raise ValueError(f"{path}:{number}: {str(error) or type(error).__name__}") from None
     if not rows:
         raise ValueError(f"{path}: no rows")
     return rows
@@ -78,11 +78,12 @@ def truth(key, text):
 def problem(row):
     """A row -> a problem. A "prompt" is used as it is, a "question" or "problem" is asked (data/prompt.py)."""
     key, asked = text(row, "prompt", "question", "problem")
-    row = {"kind": "math"} | row | (ask(asked) if key != "prompt" else {})
+    row = {"kind": "math"} | row | (ask(asked) if key != "prompt" else {"user": asked})
+    language("", row.get("language", "en"))       # ValueError if it is none that is known
     if row["kind"] == "math":
         return row | {"answer": truth(*text(row, "answer", "solution"))}
     if row["kind"] == "code":
         jobs(row.get("tests"))                    # ValueError if they cannot be judged
-    elif row["kind"] != "countdown" or not {"numbers", "target"} <= row.keys():
+    elif row["kind"] != "countdown" or not {*map(type, [*row.get("numbers", "?"), row.get("target")])} <= {int, float}:
         raise ValueError(f"kind {row['kind']!r}: math (answer), code (tests) or countdown (numbers and a target)")
     return row

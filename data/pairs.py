@@ -31,12 +31,9 @@ from data.jsonl import generate
 BIGGEST = 12
 
 # The corpus is written in two languages and a mix of both, as the web is.
-WORDS = {
-    "en": dict(yes="yes", no="no", wait="wait", check="check", right="right", wrong="wrong", stop="stop", guess="guess",
-               again="again", so="so"),
-    "es": dict(yes="bien", no="mal", wait="espera", check="reviso", right="correcto", wrong="error", stop="paro",
-               guess="digo", again="otra vez", so="entonces"),
-}
+SPANISH = dict(yes="bien", no="mal", wait="espera", check="reviso", right="correcto", wrong="error", stop="paro",
+               guess="digo", again="otra vez", so="entonces")
+WORDS = {"en": {word: word for word in SPANISH}, "es": SPANISH}
 MAKE = {"en": "make {} from {}", "es": "forma {} con {}"}
 JUDGE = {"en": "is {} {}", "es": "es {} {}"}
 

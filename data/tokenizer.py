@@ -97,7 +97,7 @@ class Tokenizer:
         if not os.path.exists(path):
             return read_public(folder)
         ranks = {}
-        with open(path) as f:
+        with open(path, "rb") as f:
             for number, line in enumerate(f, 1):
                 try:
                     token, rank = line.split()
@@ -175,6 +175,8 @@ def read_public(folder):
         odd += ["an order of merges that is not that of the ids"] * (order != sorted(order))
         odd += [f"a token {token} that no merge makes from {p}" for token in ranks
                 if not fine(p := last_parts(token, ranks))]
+        begins = about.get("add_bos_token") or '"SpecialToken"' in json.dumps(spec.get("post_processor"))
+        odd += [f"a first token that is not {BOS}"] * bool(begins and BOS not in special)
         if odd:
             raise ValueError(f"{odd[0]} is not known here")
         end = about.get("eos_token")
@@ -189,7 +191,7 @@ def read_public(folder):
         files.pop("config.json", None)            # GPT.save writes that one
         return Tokenizer(ranks, special, [t["content"] for t in added if not t["special"]], ends,
                          bool(spec["normalizer"]), split_patterns(spec["pre_tokenizer"]), files)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, regex.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, regex.error) as error:
         raise ValueError(f"{path}: {type(error).__name__} {' '.join(str(error).split())}") from None
 
 

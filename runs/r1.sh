@@ -34,7 +34,7 @@ tune 3-sft "${tune[@]}" --data "$out/3-sft/data.jsonl" --init "$base" --epochs 2
 # 4. RL for all scenarios. Rules judge the reasoning; a reward model, which has learned from pairs of answers what is preferred,
 #    judges the rest. It comes in only for the last part, as in R1: what it likes and what people like part when it is farmed.
 make reward-model/pairs.jsonl python -m data.general pairs $pairs
-stage reward_model.py reward-model --data "$out/reward-model/pairs.jsonl" --init "$base" --epochs 1
+stage reward_model.py reward-model --data "$out/reward-model/pairs.jsonl" --init "$base"
 train 4a-rules "${rl[@]}" --steps $last --init "$out/3-sft" --language_weight 0.2
 train 4b-all "${rl[@]}" --steps $last --init "$out/4a-rules/model" --language_weight 0.2 --task pairs+general --reward_model "$out/reward-model"
 

@@ -131,9 +131,9 @@ def test_shards_and_what_is_harmless(tmp_path):
     (shards / file(1)).unlink()
     with pytest.raises(ValueError, match=file(1)):
         GPT.load(shards)
-    for bad in ("[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'):
+    for bad in ("[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"weight_map": {}}', "[" * 200_000):
         index.write_text(bad)
-        with pytest.raises(ValueError, match="model.safetensors.index.json|Error"):
+        with pytest.raises(ValueError, match="model.safetensors.index.json|Error|is missing"):
             GPT.load(shards)
 
 
@@ -168,11 +168,23 @@ def test_what_a_config_may_leave_out(tmp_path):
     (dict(rope_parameters=dict(rope_type="yarn", factor=2)), "rope_type 'yarn'"), (dict(rope_scaling=dict(rope_type="llama3", factor=8)), "low_freq"),
     (dict(rope_parameters=dict(partial_rotary_factor=0.5)), "partial_rotary_factor 0.5"), (dict(rope_scaling="x"), "config.json"),
     (dict(num_attention_heads=0), "num_attention_heads 0"), (dict(num_attention_heads=3), "multiple"), (dict(vocab_size="7"), "vocab_size '7'"),
-    (dict(vocab_size=True), "vocab_size True"), (dict(rope_theta=float("nan")), "rope_theta nan"), (dict(max_position_embeddings="absent"), "max_position_embeddings"), (dict(hidden_size=[1]), "config.json")])
+    (dict(vocab_size=True), "vocab_size True"), (dict(rope_theta=float("nan")), "rope_theta nan"), (dict(rope_theta=float("inf")), "rope_theta inf"),
+    (dict(max_position_embeddings=10 ** 13), "max_position_embeddings 1000"), (dict(max_position_embeddings="absent"), "max_position_embeddings"), (dict(hidden_size=[1]), "config.json")])
 def test_configs_that_are_refused(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words) as error:
         config_of(tmp_path, **changes)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_files_of_nothing_but_brackets(tmp_path):
+    for name, load in (("config.json", lambda: load_config(GPTConfig, tmp_path)), ("tokenizer.json", lambda: Tokenizer.load(tmp_path))):
+        (tmp_path / name).write_text("[" * 200_000)
+        with pytest.raises(ValueError, match=name):
+            load()
+        (tmp_path / name).unlink()
+    (tmp_path / "tokenizer.tiktoken").write_bytes(b"YQ== 0\n\xff 1\n")
+    with pytest.raises(ValueError, match="tokenizer.tiktoken:2: "):
+        Tokenizer.load(tmp_path)
 
 
 # --- Tokenizers -----------------------------------------------------------------------------------------------------
@@ -370,6 +382,7 @@ def test_chat_is_that_of_the_public_template(kind, template, tmp_path):
 
 
 @pytest.mark.parametrize("changes, words", [
+    (dict(post_processor=dict(type="TemplateProcessing", special_tokens={}, single=[{"SpecialToken": {"id": "<s>", "type_id": 0}}])), "a first token"),
     (dict(model__type="Unigram"), "model type Unigram"), (dict(model__dropout=0.1), "dropout 0.1"), (dict(model__unk_token="<unk>"), "unk_token"),
     (dict(model__byte_fallback=True), "byte_fallback"), (dict(model__end_of_word_suffix="</w>"), "end_of_word_suffix"),
     (dict(normalizer=dict(type="Lowercase")), "normalizer .*Lowercase"), (dict(normalizer=dict(type="NFKC")), "NFKC"),

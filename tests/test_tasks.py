@@ -91,7 +91,7 @@ def test_the_truth_of_a_row(row, answer):
     assert p["answer"] == answer and p["kind"] == "math"
     assert rewards.accuracy(p, f"<answer>{answer}</answer>") == 1 and rewards.accuracy(p, "<answer>77</answer>") == 0
     if "prompt" in row:
-        assert p["prompt"] == "q" and "user" not in p                                          # as it is
+        assert p["prompt"] == p["user"] == "q"                                                 # as it is
     else:
         assert p["prompt"].startswith("User: q\n") and "<answer>" in p["user"] and p["user"] in p["prompt"]
 
@@ -103,7 +103,11 @@ def test_the_truth_of_a_row(row, answer):
     ({"question": "q", "answer": "  "}, "no final answer"), ({"question": "q", "answer": 3}, "'answer' or 'solution'"),
     ({"answer": "3"}, "'prompt' or 'question' or 'problem'"), ({"question": ["q"], "answer": "3"}, "'question'"),
     ({"question": "q", "answer": "3", "kind": "poetry"}, "'poetry'"), ({"question": "q", "answer": "3", "kind": ["math"]}, "math"),
-    ({"question": "q", "kind": "countdown", "numbers": [1, 2]}, "a target"), ({"question": "q", "kind": "gym", "answer": "3"}, "'gym'")])
+    ({"question": "q", "kind": "countdown", "numbers": [1, 2]}, "a target"), ({"question": "q", "kind": "gym", "answer": "3"}, "'gym'"),
+    ({"question": "q", "kind": "countdown", "numbers": ["1", "2"], "target": 3}, "a target"), ({"question": "q", "kind": "countdown", "numbers": 5, "target": 3}, "int"),
+    ({"question": "q", "kind": "countdown", "numbers": [1, 2], "target": "3"}, "a target"),
+    ({"question": "q", "answer": "3", "language": "English"}, "'English'"), ({"question": "q", "answer": "3", "language": ["en"]}, "list"),
+    ({"question": "q", "kind": "code", "tests": ["assert f(2) == " + "-" * 100000 + "1"]}, "")])
 def test_bad_rows(capsys, tmp_path, row, reason):
     path = tmp_path / "data.jsonl"
     good = b'{"question": "1+1?", "answer": "#### 2"}\r\n'
@@ -112,12 +116,14 @@ def test_bad_rows(capsys, tmp_path, row, reason):
 
 
 def test_a_file_as_a_task(tmp_path):
-    rows = [{"question": f"{i}+1?", "answer": f"so\n#### {i + 1}", "source": i} for i in range(80)]
+    rows = [{"question": f"{i}+1?\ud800", "answer": f"so\n#### {i + 1}", "source": i, "reward": 1.0, "user": "alice"} for i in range(80)]
     (tmp_path / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, rows + rows)).encode() + b"\r\n\r\n")
     problems, sets = load_task(str(tmp_path / "data.jsonl"))
     assert len(problems) + len(sets["held out"]) == 80 and 2 < len(sets["held out"]) < 25
     assert not {p["prompt"] for p in problems} & {p["prompt"] for p in sets["held out"]}
-    assert all(p["answer"] == str(p["source"] + 1) for p in problems)                          # other columns stay
+    assert all(p["answer"] == str(p["source"] + 1) for p in problems)                          # other columns stay, and change nothing
+    assert [rewards.accuracy(problems[0], f"<answer>{n}</answer>") for n in (problems[0]["source"] + 1, "x")] == [1, 0]
+    assert "alice" not in problems[0]["user"]
 
 
 # --- math-verify ----------------------------------------------------------------------------------------------------
@@ -156,7 +162,7 @@ def test_the_time_limit_holds_in_any_thread_and_leaves_no_process(text):
     problem, said = {"kind": "math", "answer": r"\sqrt{2}"}, []
     ask = lambda: said.append(rewards.accuracy(problem, f"<answer>{text}</answer>"))
     assert rewards.accuracy(problem, r"<answer>\sqrt2</answer>") == 1                          # it has started
-    first, start = outside.child, time.time()
+    first, start = outside.children["math_verify"], time.time()
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
@@ -172,7 +178,7 @@ def test_a_broken_package_is_no_wrong_answer(counts, capsys):
             outside.ask("math_verify", "x", "y")
     else:
         outside.ask("math_verify", "x", "y")
-    outside.child.kill()
+    outside.children["math_verify"].kill()
     with pytest.raises((RuntimeError, OSError)):
         outside.ask("math_verify", "x", "y")
         outside.ask("math_verify", "x", "y")
@@ -214,19 +220,31 @@ def test_gym_scores_in_part_and_what_it_cannot_read_is_wrong():
 def test_gym_items_do_not_depend_on_the_process():
     items = [(name, 5, i) for name in ("codeio", "word_ladder", "ransom_note") for i in (0, 1)]   # random state, order of sets
     before = [outside.ask("reasoning_gym", *item) for item in items]
-    outside.child.kill()
-    outside.child.wait()
+    outside.children["reasoning_gym"].kill()
+    outside.children["reasoning_gym"].wait()
     assert [outside.ask("reasoning_gym", *item) for item in reversed(items)] == before[::-1]
 
 
 @needs("reasoning_gym")
-def test_scorers_that_evaluate_text(tmp_path):
+def test_scorers_that_evaluate_text(tmp_path, monkeypatch):
     """n_queens has an eval() in its scorer: no program, no file, no endless power."""
     item, canary = ("n_queens", 0, 0), tmp_path / "canary"
     for text in (f"__import__('os').system('touch {canary}')", f"open('{canary}', 'w')", f"__import__('subprocess').run(['touch', '{canary}'])",
                  f"__import__('ctypes').CDLL(None).system(b'touch {canary}')", f"__import__('os').mkdir('{canary}')"):
         assert outside.ask("reasoning_gym", *item, text) == 0 and not canary.exists()
     assert outside.ask("reasoning_gym", *item, "9**9**9**9") is None
+    assert outside.ask("reasoning_gym", *item, "exit()") == 0 == outside.ask("reasoning_gym", *item, "x")
+    wait = outside.select.select                  # not the minute that it waits for a child without its alarm
+    monkeypatch.setattr(outside.select, "select", lambda r, w, x, _: wait(r, w, x, outside.SECONDS + 3))
+    assert outside.ask("reasoning_gym", *item, "__import__('signal').setitimer(0, 0) and [0 for _ in iter(int, 1)]") is None
+    assert outside.ask("reasoning_gym", *item, "x") == 0
+
+
+@needs("reasoning_gym")
+@needs("math_verify")
+def test_both_packages_in_one_run():
+    for _ in range(2):
+        assert outside.ask("reasoning_gym", "n_queens", 0, 0, "x") == 0 and outside.ask("math_verify", "x+1", "1+x") is True
 
 
 @needs("reasoning_gym")

@@ -328,6 +328,7 @@ def refused(capsys, main, argv, *words):
     (["--cap", -1], ["--cap -1", "0 or more"]),
     (["--eval_sets", -4], ["--eval_sets -4", "0 or more"]),
     (["--kl_coef", "nan"], ["--kl_coef nan", "0 or more"]),
+    (["--seed", 20_000_000_000_000], ["--seed 20000000000000", "below 1e12"]),
     (["--overlong", 32], ["--overlong 32", "at most 1"]),
     (["--algo", "ppo", "--group_size", 0], ["--group_size 0", "at least 1"]),
     (["--init", "nowhere"], ["nowhere", "config.json"]),
@@ -365,7 +366,7 @@ def test_a_step_without_any_signal(tmp_path, monkeypatch):
     assert [(r["zero_groups"], r["grad_norm"], r["gap"]) for r in metrics(tmp_path)] == [("1", "0", "nan")] * 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "pickle", "pickle in a zip", "other", "list"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "pickle", "pickle in a zip", "other", "list", "folder"])
 def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
     train.main([*SMALL, "--out", str(tmp_path), "--steps", "1"])
     capsys.readouterr()
@@ -373,6 +374,8 @@ def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1                 # inside a tensor: torch.load alone would not notice
+    if damage == "folder":        # one bit in the directory of the archive: the tensor would be a folder, without bytes
+        data[data.index(b"PK\x01\x02") + 38] ^= 16
     canary = tmp_path / "canary"
     if damage == "pickle in a zip":
         torch.save({"policy": train.Config}, path)
@@ -381,7 +384,7 @@ def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
     elif damage == "list":
         torch.save([3], path)
     else:
-        path.write_bytes({"cut": data[:len(data) // 2], "flip": data, "empty": b"", "pickle":
+        path.write_bytes({"cut": data[:len(data) // 2], "flip": data, "folder": data, "empty": b"", "pickle":
                           b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."}[damage])
     refused(capsys, train.main, ["--out", tmp_path, "--resume", "--steps", 2], "state.pt")
     assert not canary.exists()
