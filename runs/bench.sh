@@ -26,6 +26,7 @@ rm -rf out/bench_pairs && python train.py --algo grpo --steps 7 --eval_problems 
 # Sampling beside transformers' generate.
 python bench/sampler.py --setting tiny --rounds 2 2>/dev/null | tee results/bench/sampler_tiny_float32.txt
 python bench/sampler.py --setting R --dtype bfloat16 --rounds 1 2>/dev/null | tee results/bench/sampler_R_bfloat16.txt
+python bench/sampler.py --setting R --rounds 1 2>/dev/null | tee results/bench/sampler_R_float32.txt
 python bench/sampler.py --setting R --dtype bfloat16 --batch 64 --rounds 1 2>/dev/null | tee results/bench/sampler_R_bfloat16_64.txt
 
 # The log-probs of a real vocabulary.

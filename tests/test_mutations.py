@@ -38,7 +38,7 @@ MUTATIONS = {
                     "sampler", "agree"),
     "the frozen networks": ("train.py", "getattr(rollout, name)[piece, :found.shape[1]] = found", "getattr(rollout, name)[:len(piece), :found.shape[1]] = found",
                             "train", "frozen_networks"),
-    "the better answer": ("reward_model.py", "both[:len(pairs)] - both[len(pairs):]", "both[len(pairs):] - both[:len(pairs)]", "r1", "preference_and_is"),
+    "the better answer": ("reward_model.py", "return better - worse", "return worse - better", "r1", "preference_and_is"),
     "the last token": ("reward_model.py", "batch.lengths[:, None] - 1", "batch.lengths[:, None] - 2", "r1", "score"),
     "rejection": ("evaluate.py", 'row["accuracy"] == row["format"] == row["language"] == 1', 'row["accuracy"] == row["format"] == 1', "r1", "rejection"),
     "the normaliser": ("grpo.py", "mask.sum(1, keepdim=True).clamp(min=1) / rows", "mask.shape[1] / rows", "grpo", "weights or cut"),
