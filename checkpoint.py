@@ -35,14 +35,15 @@ def save(path, state):
 
 
 def load(path):
-    """A checkpoint written by `save`. ValueError if it is damaged (torch alone does not notice a flipped byte)."""
+    """A checkpoint written by `save`. ValueError if it is damaged (torch alone does not notice a flipped byte), or
+    holds more than tensors and numbers."""
     try:
         with zipfile.ZipFile(path) as z:
             if z.testzip() is not None or any(i.external_attr or i.compress_type for i in z.infolist()):
                 raise ValueError("a checksum is wrong")
         return torch.load(path, weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors: {str(error).partition(chr(10))[0]}") from None
+        raise ValueError(f"{path} is no checkpoint: {' '.join(str(error).split()).partition('. ')[0]}") from None
 
 
 def restore(path, init, saved):

@@ -176,7 +176,7 @@ def read_public(folder):
         odd += [f"a token {token} that no merge makes from {p}" for token in ranks
                 if not fine(p := last_parts(token, ranks))]
         begins = about.get("add_bos_token") or '"SpecialToken"' in json.dumps(spec.get("post_processor"))
-        odd += [f"a first token that is not {BOS}"] * bool(begins and BOS not in special)
+        odd += [f"a token that begins every text, other than {BOS},"] * bool(begins and BOS not in special)
         if odd:
             raise ValueError(f"{odd[0]} is not known here")
         end = about.get("eos_token")

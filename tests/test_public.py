@@ -382,7 +382,7 @@ def test_chat_is_that_of_the_public_template(kind, template, tmp_path):
 
 
 @pytest.mark.parametrize("changes, words", [
-    (dict(post_processor=dict(type="TemplateProcessing", special_tokens={}, single=[{"SpecialToken": {"id": "<s>", "type_id": 0}}])), "a first token"),
+    (dict(post_processor=dict(type="TemplateProcessing", special_tokens={}, single=[{"SpecialToken": {"id": "<s>", "type_id": 0}}])), "begins every text"),
     (dict(model__type="Unigram"), "model type Unigram"), (dict(model__dropout=0.1), "dropout 0.1"), (dict(model__unk_token="<unk>"), "unk_token"),
     (dict(model__byte_fallback=True), "byte_fallback"), (dict(model__end_of_word_suffix="</w>"), "end_of_word_suffix"),
     (dict(normalizer=dict(type="Lowercase")), "normalizer .*Lowercase"), (dict(normalizer=dict(type="NFKC")), "NFKC"),
