@@ -375,7 +375,7 @@ def test_damaged_checkpoints_are_found(capsys, tmp_path, damage):
     if damage == "flip":
         data[len(data) // 2] ^= 1                 # inside a tensor: torch.load alone would not notice
     if damage == "folder":        # one bit in the directory of the archive: the tensor would be a folder, without bytes
-        data[data.index(b"PK\x01\x02") + 38] ^= 16
+        data[data.rindex(b"PK\x01\x02", 0, data.rindex(b"/data/0")) + 38] ^= 16
     canary = tmp_path / "canary"
     if damage == "pickle in a zip":
         torch.save({"policy": train.Config}, path)
