@@ -41,18 +41,22 @@ class Config(Training):           # with other defaults than in SFT
 
 
 def scores(critic, tokenizer, problems, answers):
-    """answers[i // n][i % n] to problems[i // n], n to each -> s (N, n), fp32."""
+    """n answers to each of N problems: answers[problem][i] -> s (N, n), fp32."""
     prompts, n = [tokenizer.prompt(p) for p in problems], len(answers[0])
     # the state before a second end token is the one after the first
     ids = [tokenizer.encode(answer) + [tokenizer.eos_id] * 2 for some in answers for answer in some]
     batch = Rollout.pack(prompts, ids, n, critic.head.device)
-    s = critic.value(response_states(critic, batch)).gather(1, batch.lengths[:, None] - 1)
-    return s.view(-1, n)
+    return critic.value(response_states(critic, batch)).gather(1, batch.lengths[:, None] - 1).view(-1, n)
+
+
+def pair_scores(critic, tokenizer, pairs):
+    """s(better), s(worse) of each pair: (N, 2)."""
+    return scores(critic, tokenizer, pairs, [[p[side] for side in SIDES] for p in pairs])
 
 
 def margins(critic, tokenizer, pairs):
     """s(better) - s(worse) of each pair."""
-    better, worse = scores(critic, tokenizer, pairs, [[p[side] for side in SIDES] for p in pairs]).unbind(1)
+    better, worse = pair_scores(critic, tokenizer, pairs).unbind(1)
     return better - worse
 
 
@@ -92,8 +96,7 @@ def main(argv=None):
 
     fit(config, critic, tokenizer, pairs, loss)
     with torch.no_grad():
-        some = pairs[:256]
-        critic.value_head.bias -= scores(critic, tokenizer, some, [[p[side] for side in SIDES] for p in some]).mean()
+        critic.value_head.bias -= pair_scores(critic, tokenizer, pairs[:256]).mean()
         right = torch.cat([margins(critic, tokenizer, test[i:i + 256]) > 0 for i in range(0, len(test), 256)])
     right = right.float().mean().item()
     Log(f"{config.out}/eval.csv").row({"set": "held-out pairs", "accuracy": right})
