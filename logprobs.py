@@ -21,6 +21,7 @@ import warnings
 import torch
 from torch.autograd.function import once_differentiable
 
+from model import product
 from sampler import run_prompts
 
 try:
@@ -94,13 +95,6 @@ def dlogits(z, y, known, out):
     out.copy_(d)
 
 
-def product(a, b):
-    """a @ b in at least fp32."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    with torch.autocast(a.device.type, enabled=False):        # a backward pass may be called under it
-        return torch.mm(a, b, out_dtype=wide) if a.is_cuda and a.dtype != wide else a.to(wide) @ b.to(wide)
-
-
 def tiles(hidden, weight):
     """Slices of the rows, slices of the vocabulary. Logits that exist already are cut by rows only."""
     V = hidden.shape[1] if weight is None else len(weight)
@@ -163,8 +157,8 @@ class TokenLogprobs(torch.autograd.Function):
 def response_logprobs(model, rollout):
     """log pi(response token) and entropy, (N, T) fp32 each, 0 outside the mask, at the rollout's temperature.
 
-    The same two calls as the sampler's: each prompt once, its cache repeated for its rows (gradients flow through the
-    repeat), responses on top. Only positions inside the mask reach the head."""
+    Each prompt runs once, as in the sampler; its cache is repeated for its rows (gradients flow through the repeat),
+    and responses run on top. Only positions inside the mask reach the head."""
     states = response_states(model, rollout)
     mask = rollout.response_mask
     logprobs, entropy = token_logprobs(states[mask], model.head, rollout.response_ids[mask], rollout.temperature)

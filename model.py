@@ -43,42 +43,93 @@ class GPTConfig:
 
 
 class KVCache:
-    """Keys and values of the columns run so far: one (N, J, columns, D) pair a layer.
+    """Keys and values of the columns run so far, one (N, J, columns, D) pair a layer.
 
-    It grows by `cat`, which gradients flow through (training), until `select` gives it room for more columns. Then it
-    is written in place (sampling): at `column`, a tensor, so that a CUDA graph of one token serves for the next. All
-    columns are read, the free ones under a mask: with no gaps in memory that takes a CPU half the time."""
+    It grows by `cat`, which gradients flow through."""
 
     def __init__(self, n_layer, start=None):
         self.layers = [None] * n_layer
         self.start = start        # (N,) first real column of each row; None: no row is padded
-        self.column = None        # (1,) int64: the first free column, where there are any
 
     @property
     def columns(self):
         return self.layers[0][0].shape[2] if self.layers[0] else 0
 
-    def append(self, layer, pair, k, v, column):
-        """k, v (N, J, S, D) of the newest columns, `column` (S,) -> all keys and values (N, J, K, D).
+    def append(self, layer, pair, k, v):
+        """k, v (N, J, S, D) of the newest columns -> all keys and values (N, J, K, D).
 
         pair: what the layer held before; a block that is run again for its backward pass appends to the same."""
-        if self.column is not None:
-            for old, new in zip(pair, (k, v)):
-                old.index_copy_(2, column, new)
-        else:
-            self.layers[layer] = tuple(torch.cat(x, 2) for x in zip(pair, (k, v))) if pair else (k, v)
+        self.layers[layer] = tuple(torch.cat(x, 2) for x in zip(pair, (k, v))) if pair else (k, v)
         return self.layers[layer]
 
-    def select(self, rows, room=0):
-        """The cache of `rows` (M,) int64, which may repeat rows (a prompt's cache for its whole group) or drop them,
-        with `room` more columns. No column may be free."""
+    def select(self, rows):
+        """The cache of `rows` (M,) int64, which may repeat rows (a prompt's cache for its whole group) or drop them."""
         new = KVCache(len(self.layers), None if self.start is None else self.start[rows])
-        new.column = torch.full((1,), self.columns, device=rows.device) if room else None
-        for layer, pair in enumerate(self.layers):
-            # index_select: the gradient of x[rows] is summed by several threads in any order
-            picked = (x.index_select(0, rows) for x in pair)
-            new.layers[layer] = tuple(F.pad(x, (0, 0, 0, room)) if room else x for x in picked)
+        # index_select: the gradient of x[rows] is summed by several threads in any order
+        new.layers = [tuple(x.index_select(0, rows) for x in pair) for pair in self.layers]
         return new
+
+
+class GroupCache:
+    """The cache of sampling: M rows, one new token each, no gradient.
+
+    A row's keys and values are written in place at `column`, a tensor, so that a CUDA graph of one token serves for the
+    next. All columns are read, the free ones under a mask: with no gaps in memory that takes a CPU half the time.
+    Those of the prompts may be shared: held once, and read once for all rows of a prompt, whose queries are the rows of
+    one product (bifurcated attention, arXiv 2403.08845)."""
+
+    def __init__(self, prompts, share):
+        """prompts: the KVCache of B prompts, the rows until the first `move`."""
+        self.prompts, self.start, self.shared = prompts, prompts.start, prompts.columns if share else 0
+        self.layers = [tuple(x[:, :, self.shared:] for x in pair) for pair in prompts.layers]   # the rows' own columns
+        self.columns, first = prompts.columns, prompts.layers[0][0]
+        self.row = torch.arange(len(first), device=first.device)                               # (M,) prompt of each row
+        self.column = torch.full((1,), self.columns, device=self.row.device)                    # the first free one
+
+    def move(self, rows, columns):
+        """Rows `rows` (M,) are left, ascending, with room for `columns` more; a prompt's row may stand many times. No
+        column may be free."""
+        for i, pair in enumerate(self.layers):            # one by one, so that the cache is never held twice
+            self.layers[i] = tuple(F.pad(x.index_select(0, rows), (0, 0, 0, columns)) for x in pair)
+        self.columns += columns
+        self.start = None if self.start is None else self.start[rows]
+        left, self.row = self.row[rows].unique(return_inverse=True)
+        if self.shared:           # a table (B, J, most): which head of which row (i * J + j) stands where; its place
+            self.prompts, J = self.prompts.select(left), self.layers[0][0].shape[1]
+            i = torch.arange(len(rows), device=rows.device).split(self.row.bincount().tolist())
+            i = nn.utils.rnn.pad_sequence(i, batch_first=True, padding_value=-1)                # (B, most)
+            self.table = i.clamp(min=0)[:, None] * J + torch.arange(J, device=rows.device)[:, None]
+            self.place = torch.arange(self.table.numel(), device=i.device).view_as(self.table).transpose(1, 2)[i >= 0]
+
+    def attention(self, layer, q, k, v, attend):
+        """q (M, H, 1, D), k and v (M, J, 1, D) of the new token, attend (M, 1, 1, K) bool -> (M, J, H/J, D), fp32."""
+        for x, new in zip(self.layers[layer], (k, v)):
+            x.index_copy_(2, self.column - self.shared, new)
+        (k, v), (keys, values) = self.layers[layer], self.prompts.layers[layer]
+        # the query heads of a key head are rows of one product: no key is repeated
+        q = (q * q.shape[-1] ** -0.5).reshape(len(q), k.shape[1], -1, q.shape[-1])              # (M, J, H/J, D)
+        scores = product(q, k.transpose(2, 3))
+        if self.shared:
+            scores = torch.cat((self.by_prompt(q, keys.transpose(2, 3)), scores), -1)
+        p = torch.where(attend, scores, -torch.inf).softmax(-1).to(v.dtype)
+        return product(p[..., self.shared:], v) + (self.by_prompt(p[..., :self.shared], values) if self.shared else 0)
+
+    def by_prompt(self, x, y):
+        """x (M, J, h, n) times its prompt's y (B, J, n, m) -> (M, J, h, m)."""
+        (B, J, n, m), h = y.shape, x.shape[2]
+        x = x.flatten(0, 1).index_select(0, self.table.flatten()).view(B, J, -1, n)             # (B, J, most * h, n)
+        return product(x, y).view(-1, h, m).index_select(0, self.place.flatten()).view(-1, J, h, m)
+
+
+def product(a, b):
+    """a @ b in at least fp32: two matrices, or stacks (B, J, n, m) of one shape."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        if not a.is_cuda or a.dtype == wide:
+            return a.to(wide) @ b.to(wide)
+        if a.dim() == 2:
+            return torch.mm(a, b, out_dtype=wide)
+        return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=wide).view(*a.shape[:-1], -1)
 
 
 def rotate(x, cos, sin):
@@ -99,7 +150,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
 
-    def forward(self, x, cos, sin, attend, cache, pair, column, layer):
+    def forward(self, x, cos, sin, attend, cache, pair, layer):
         N, S, _ = x.shape
         q = self.q_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, H, D)
         k = self.k_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, J, D)
@@ -109,19 +160,14 @@ class Attention(nn.Module):
         q, k = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin)
         # under autocast k is fp32, rotated by fp32 tables; torch's attention in bf16 is the fast one on CUDA only
         q, k, v = (y.to(v.dtype if v.is_cuda else x.dtype) for y in (q, k, v))
+        if isinstance(cache, GroupCache):
+            return self.o_proj(cache.attention(layer, q, k, v, attend).reshape(N, S, -1).to(x.dtype))
         if cache is not None:
-            k, v = cache.append(layer, pair, k, v, column)                                      # (N, J, K, D)
-        if S == 1:                # the query heads of a key head as rows of one query: no key is repeated
-            q = q.reshape(N, k.shape[1], -1, q.shape[-1])                                       # (N, J, H/J, D)
+            k, v = cache.append(layer, pair, k, v)                                              # (N, J, K, D)
         with torch.autocast(x.device.type, enabled=False):
-            if S == 1 and not x.is_cuda:          # torch's CPU kernel is made for many queries: half as fast for one
-                scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)                          # (N, J, H/J, K)
-                scores = scores if attend is None else torch.where(attend, scores, -torch.inf)
-                y = scores.softmax(-1) @ v
-            else:
-                y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=attend is None and S > 1,
-                                                   enable_gqa=q.shape[1] != k.shape[1])
-        return self.o_proj(y.view(N, -1, S, y.shape[-1]).transpose(1, 2).reshape(N, S, -1))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=attend is None and S > 1,
+                                               enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(y.transpose(1, 2).reshape(N, S, -1))
 
 
 class SwiGLU(nn.Module):
@@ -179,7 +225,7 @@ class GPT(nn.Module):
         (taken from the cache where there is one). Raises ValueError past max_seq_len."""
         S, past = ids.shape[1], cache.columns if cache else 0
         start = cache.start if cache else start
-        in_place = cache is not None and cache.column is not None
+        in_place = isinstance(cache, GroupCache)
         K = past if in_place else past + S
         if K > self.config.max_seq_len:
             raise ValueError(f"{K} columns, but the model's context is {self.config.max_seq_len}")
@@ -198,7 +244,7 @@ class GPT(nn.Module):
                 attend = (attend & real | (key == column[:, None]))[:, None]                    # (N, 1, S, K)
         x = self.embed_tokens(ids)
         for i, block in enumerate(self.layers):
-            rest = cos, sin, attend, cache, cache and cache.layers[i], column, i
+            rest = cos, sin, attend, cache, cache and cache.layers[i], i
             again = self.recompute and torch.is_grad_enabled()
             x = checkpoint(block, x, *rest, use_reentrant=False) if again else block(x, *rest)
         if in_place:

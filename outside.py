@@ -10,6 +10,7 @@ only parses; gym tasks are refused where that does not hold). What evaluates an 
 it: a policy that learns to write Python can make such a scorer say anything, and this process cannot know.
 """
 import functools
+import importlib.util
 import json
 import os
 import random
@@ -23,6 +24,15 @@ from sandbox import confine
 
 SECONDS, MEMORY = 3.0, 4 << 10    # MB
 children = {}                     # of each package its own
+
+
+@functools.cache
+def latex():
+    """Is math-verify installed? Asked, and said, once."""
+    found = importlib.util.find_spec("math_verify") is not None
+    if not found:
+        print("math-verify is not installed: answers to truths that are no numbers are compared as text", flush=True)
+    return found
 
 
 def ask(package, *question):

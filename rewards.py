@@ -12,8 +12,6 @@ searched in linear time (a lazy <answer>(.*?)</answer> takes minutes on 1 MB of 
 Accuracy does not depend on format: text after </answer> or a doubled tag costs the format reward only.
 """
 import ast
-import functools
-import importlib.util
 import re
 from collections import Counter
 from fractions import Fraction
@@ -82,15 +80,6 @@ def number(text):
     return -value if m["sign"] == "-" else value
 
 
-@functools.cache
-def latex():
-    """Is math-verify installed? Asked, and said, once."""
-    found = importlib.util.find_spec("math_verify") is not None
-    if not found:
-        print("math-verify is not installed: answers to truths that are no numbers are compared as text", flush=True)
-    return found
-
-
 def equal(answer, truth):
     """Is the answer the truth? Numbers as exact fractions, all else as text, whitespace alike, or by math-verify.
 
@@ -101,7 +90,7 @@ def equal(answer, truth):
     if want is not None:
         return number(answer) == want
     answer, truth = (" ".join(unboxed(text).split()) for text in (answer, str(truth)))
-    if answer == truth or not answer or len(answer) > LIMIT or not latex():
+    if answer == truth or not answer or len(answer) > LIMIT or not outside.latex():
         return answer == truth
     return outside.ask("math_verify", answer, truth)
 

@@ -4,10 +4,10 @@
 
 Prompts are padded on the left and responses on the right, so after the sampler everything is (N, T) or (N,).
 
-Each prompt runs through the model once; its cache is repeated for its group. Every BLOCK tokens finished rows leave the
-batch and the cache of the others is copied, with room for the next BLOCK. A token is
-drawn by inverse CDF from a table of uniforms (N, T) made before the first token from the seed, the prompt and the place
-in the group, so a response depends on these three and not on its batch mates. (It is also the fast way:
+Each prompt runs through the model once; its cache is shared by its group, or repeated for it where it is short. Every
+BLOCK tokens finished rows leave the batch and the cache of the others is copied, with room for the next BLOCK. A token
+is drawn by inverse CDF from a table of uniforms (N, T) made before the first token from the seed, the prompt and the
+place in the group, so a response depends on these three and not on its batch mates. (It is also the fast way:
 torch.multinomial draws one exponential per entry of the vocabulary.)
 
 No top-k and no top-p: the recorded log-probabilities are those of the distribution that was sampled.
@@ -20,10 +20,11 @@ from itertools import repeat
 
 import torch
 
-from model import KVCache
+from model import GroupCache, KVCache
 
 BLOCK = {"cpu": 16, "cuda": 64}         # columns
-CACHED = 1 << 18                       # entries of a (rows, V) table that fit into a processor's cache
+SHARE = {"cpu": 32, "cuda": 512}        # columns from which on the cache of the prompts is shared
+CACHED = 1 << 17                       # entries of a (rows, V) table that fit into a processor's cache
 
 
 @dataclass
@@ -167,7 +168,7 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
     old = torch.zeros(N, T, device=device)
 
     hidden, cache = run_prompts(model, prompt_ids, start)
-    hidden = hidden[group]
+    hidden, cache = hidden[group], GroupCache(cache, group_size > 1 and longest >= SHARE[device.type])
     row = torch.arange(N, device=device)                                        # (M,) which row each live one is
     alive = torch.ones(N, dtype=torch.bool, device=device)                      # (M,)
     for t in range(T):
@@ -181,7 +182,7 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
             if len(left) == 0:
                 break
             row, token, alive = row[left], token[left], alive[left]
-            cache = cache.select(left if t else group[left], room=min(BLOCK[device.type], T - t))
+            cache.move(left if t else group[left], min(BLOCK[device.type], T - t))
             decode = Recorded(model, cache) if device.type == "cuda" else partial(model, cache=cache)
         hidden = decode(token[:, None])
     T = int(mask.sum(1).max())

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from logprobs import response_logprobs
-from model import KVCache
-from sampler import Rollout, draw, run_prompts, sample
+from model import GroupCache, KVCache
+from sampler import SHARE, Rollout, draw, run_prompts, sample
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15], [16, 17, 18, 19]]
 VARIANTS = [dict(), dict(qkv_bias=True), dict(qk_norm=True, tie_embeddings=False), dict(n_kv_head=4)]
@@ -14,21 +14,42 @@ VARIANTS = [dict(), dict(qkv_bias=True), dict(qk_norm=True, tie_embeddings=False
 def test_cached_is_uncached(tiny, changes):
     model, ids = tiny(**changes), torch.randint(37, (3, 12))
     whole = model(ids)
-    for room in (0, 7, 9):                        # growing by cat, and in place
-        cache = KVCache(model.config.n_layer)
-        pieces = [model(ids[:, :5], cache)]
-        cache = cache.select(torch.arange(3), room)
-        with torch.set_grad_enabled(not room):
-            pieces += [model(ids[:, 5:9], cache)] + [model(ids[:, t:t + 1], cache) for t in range(9, 12)]
-        assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-4)
+    cache = KVCache(model.config.n_layer)
+    pieces = [model(ids[:, :5], cache)]
+    cache = cache.select(torch.arange(3))
+    pieces += [model(ids[:, 5:9], cache)] + [model(ids[:, t:t + 1], cache) for t in range(9, 12)]
+    assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_recorded_is_not_recorded(tiny):
+@pytest.mark.parametrize("share", [1, 1000])
+def test_recorded_is_not_recorded(tiny, monkeypatch, share):
+    monkeypatch.setitem(SHARE, "cuda", share)
     model = tiny(max_seq_len=256).cuda()
     out = sample(model, PROMPTS, 8, 150, eos_id=[1, 2], seed=1)
     assert out.lengths.min() < 8 and out.lengths.max() > 100     # rows left, and more than one recording was made
     assert (response_logprobs(model, out)[0] - out.old_logprobs).abs().max() < 1e-4
+
+
+def test_a_shared_cache_is_a_repeated_one():
+    """Groups of uneven size, rows that leave, at last all rows of a prompt: the same attention, and each prompt is held once."""
+    torch.manual_seed(0)
+    prompts = KVCache(1, torch.tensor([0, 2, 1]))
+    prompts.layers = [(torch.randn(3, 2, 5, 8), torch.randn(3, 2, 5, 8))]
+    shared, repeated = caches = GroupCache(prompts, True), GroupCache(prompts, False)
+    for rows in ([0, 0, 0, 1, 1, 2, 2, 2], [0, 2, 3, 5, 7], [0, 1, 3]):
+        for cache in caches:
+            cache.move(torch.tensor(rows), 2)
+        for _ in range(2):
+            q, k, v = (torch.randn(len(rows), heads, 1, 8) for heads in (4, 2, 2))
+            key = torch.arange(shared.columns)
+            attend = ((key <= shared.column) & (key >= shared.start[:, None]))[:, None, None]
+            one, other = (cache.attention(0, q, k, v, attend) for cache in caches)
+            assert one.shape == (len(rows), 2, 2, 8) and torch.allclose(one, other, atol=1e-5)
+            shared.column += 1
+            repeated.column += 1
+    assert [len(x) for x in shared.prompts.layers[0]] == [2, 2]                  # of the second prompt no row is left
+    assert shared.layers[0][0].shape == (3, 2, 6, 8) and repeated.layers[0][0].shape == (3, 2, 11, 8)
 
 
 def test_the_future_is_not_seen(tiny):
@@ -51,6 +72,13 @@ def test_left_padding_changes_nothing(tiny):
         assert torch.allclose(hidden[i:i + 1], alone, atol=1e-5)
 
 
+@pytest.fixture(params=[1, 1000], ids=["shared", "repeated"])
+def share(request, monkeypatch):
+    """The cache of the prompts is held once for a group, or repeated for its rows."""
+    monkeypatch.setitem(SHARE, "cpu", request.param)
+
+
+@pytest.mark.usefixtures("share")
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
 def test_sampler_and_trainer_agree(tiny, changes, temperature):
@@ -71,6 +99,7 @@ def test_sampler_and_trainer_agree(tiny, changes, temperature):
         assert trained[i, n:].eq(0).all()
 
 
+@pytest.mark.usefixtures("share")
 def test_a_row_does_not_depend_on_its_batch_mates(tiny):
     model = tiny()
     together = sample(model, PROMPTS, 4, 30, eos_id=1, seed=5)

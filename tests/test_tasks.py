@@ -146,14 +146,14 @@ def test_latex_is_compared_by_value(truth, answer, same):
 
 def test_without_math_verify_text_is_compared_and_the_run_says_so_once(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    rewards.latex.cache_clear()
+    outside.latex.cache_clear()
     for truth, answer, _ in LATEX:
         normal = lambda text: " ".join(rewards.unboxed(text).split())
         number = rewards.number(truth)
         assert rewards.equal(answer, truth) is (normal(answer) == normal(truth) if number is None else rewards.number(answer) == number)
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "math-verify is not installed" in out
-    rewards.latex.cache_clear()
+    outside.latex.cache_clear()
 
 
 @needs("math_verify")
