@@ -19,6 +19,10 @@ for work in "S float32 sdpa 2" "S bfloat16 eager 2" "R bfloat16 eager 1" "R floa
     [ -z "${trl:-}" ] || python bench/trl_step.py --setting "$1" --dtype "$2" --attention "$3" --threads 1 --steps "$4" 2>/dev/null | grep '^{"' | tee -a results/bench/step.txt
 done
 
+# Fresh pages of memory are dear on some virtual machines: the same with freed memory kept.
+python bench/step.py --setting R --dtype bfloat16 --threads 1 --steps 1 | tee results/bench/malloc.txt
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 python bench/step.py --setting R --dtype bfloat16 --threads 1 --steps 1 | tee -a results/bench/malloc.txt
+
 # The same on the main job, where responses end at different lengths. metrics.csv has a row of seconds per rollout.
 [ -z "${trl:-}" ] || python bench/trl_step.py --setting pairs --threads 1 --steps 6 2>/dev/null | grep '^{"' | tee results/bench/pairs_trl.txt
 rm -rf out/bench_pairs && python train.py --algo grpo --steps 7 --eval_problems 2 --eval_k 2 --out out/bench_pairs 2>/dev/null | grep -A8 '^ *step' | tee results/bench/pairs_ours.txt
