@@ -28,7 +28,7 @@ MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 python bench/step.py --set
 rm -rf out/bench_pairs && python train.py --algo grpo --steps 7 --eval_problems 2 --eval_k 2 --out out/bench_pairs 2>/dev/null | grep -A8 '^ *step' | tee results/bench/pairs_ours.txt
 
 # Sampling beside transformers' generate.
-python bench/sampler.py --setting tiny --rounds 2 2>/dev/null | tee results/bench/sampler_tiny_float32.txt
+python bench/sampler.py --setting tiny --rounds 1 2>/dev/null | tee results/bench/sampler_tiny_float32.txt
 python bench/sampler.py --setting R --dtype bfloat16 --rounds 1 2>/dev/null | tee results/bench/sampler_R_bfloat16.txt
 python bench/sampler.py --setting R --rounds 1 2>/dev/null | tee results/bench/sampler_R_float32.txt
 python bench/sampler.py --setting R --dtype bfloat16 --batch 64 --rounds 1 2>/dev/null | tee results/bench/sampler_R_bfloat16_64.txt
