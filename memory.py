@@ -36,7 +36,7 @@ def estimate(nets, config, group_size, prompt_columns, precision):
     shape, half = nets.policy.config, 2 if config.dtype == "bfloat16" else 4
     trained = [net for name, net in vars(nets).items() if net is not None and name != "ref"]
     size = sum(p.numel() for p in nets.policy.parameters())
-    rows, share = config.problems * group_size, group_size > 1 and prompt_columns >= sampler.SHARE[config.device]
+    rows, share = config.problems * group_size, sampler.shares(prompt_columns, group_size, config.device)
     columns = rows * config.max_new_tokens + (config.problems if share else rows) * prompt_columns
     cache = columns * 2 * shape.n_layer * shape.n_kv_head * shape.head_dim
     logits = 4 * config.tokens * shape.vocab_size

@@ -95,41 +95,39 @@ class GroupCache:
         self.start = None if self.start is None else self.start[rows]
         left, self.row = self.row[rows].unique(return_inverse=True)
         if self.shared:           # a table (B, J, most): which head of which row (i * J + j) stands where; its place
-            self.prompts, J = self.prompts.select(left), self.layers[0][0].shape[1]
+            self.prompts, J = self.prompts.select(left), self.layers[0][0].shape[1]             # a copy has no gaps
             i = torch.arange(len(rows), device=rows.device).split(self.row.bincount().tolist())
             i = nn.utils.rnn.pad_sequence(i, batch_first=True, padding_value=-1)                # (B, most)
             self.table = i.clamp(min=0)[:, None] * J + torch.arange(J, device=rows.device)[:, None]
-            self.place = torch.arange(self.table.numel(), device=i.device).view_as(self.table).transpose(1, 2)[i >= 0]
+            self.place = torch.arange(self.table.numel(), device=i.device).view_as(self.table).mT[i >= 0].flatten()
 
     def attention(self, layer, q, k, v, attend):
-        """q (M, H, 1, D), k and v (M, J, 1, D) of the new token, attend (M, 1, 1, K) bool -> (M, J, H/J, D), fp32."""
+        """q (M, H, 1, D), k and v (M, J, 1, D) of the new token, attend (M, 1, 1, K) bool -> (M * J, H/J, D), fp32."""
         for x, new in zip(self.layers[layer], (k, v)):
             x.index_copy_(2, self.column - self.shared, new)
-        (k, v), (keys, values) = self.layers[layer], self.prompts.layers[layer]
+        J, (k, v), prompt = k.shape[1], (x.flatten(0, 1) for x in self.layers[layer]), self.prompts.layers[layer]
         # the query heads of a key head are rows of one product: no key is repeated
-        q = (q * q.shape[-1] ** -0.5).reshape(len(q), k.shape[1], -1, q.shape[-1])              # (M, J, H/J, D)
-        scores = product(q, k.transpose(2, 3))
+        q = (q * q.shape[-1] ** -0.5).reshape(len(k), -1, q.shape[-1])                          # (M * J, H/J, D)
+        scores = product(q, k.mT)
         if self.shared:
-            scores = torch.cat((self.by_prompt(q, keys.transpose(2, 3)), scores), -1)
-        p = torch.where(attend, scores, -torch.inf).softmax(-1).to(v.dtype)
-        return product(p[..., self.shared:], v) + (self.by_prompt(p[..., :self.shared], values) if self.shared else 0)
+            scores = torch.cat((self.by_prompt(q, prompt[0].mT), scores), -1)
+        p = torch.where(attend, scores.unflatten(0, (-1, J)), -torch.inf).softmax(-1).flatten(0, 1).to(v.dtype)
+        y = product(p[..., self.shared:], v)
+        return y + self.by_prompt(p[..., :self.shared], prompt[1]) if self.shared else y
 
     def by_prompt(self, x, y):
-        """x (M, J, h, n) times its prompt's y (B, J, n, m) -> (M, J, h, m)."""
-        (B, J, n, m), h = y.shape, x.shape[2]
-        x = x.flatten(0, 1).index_select(0, self.table.flatten()).view(B, J, -1, n)             # (B, J, most * h, n)
-        return product(x, y).view(-1, h, m).index_select(0, self.place.flatten()).view(-1, J, h, m)
+        """x (M * J, h, n) times its prompt's y (B, J, n, m) -> (M * J, h, m)."""
+        x, y = x.index_select(0, self.table.flatten()), y.flatten(0, 1)                         # (B * J * most, h, n)
+        return product(x.view(len(y), -1, x.shape[2]), y).view(*x.shape[:2], -1).index_select(0, self.place)
 
 
 def product(a, b):
-    """a @ b in at least fp32: two matrices, or stacks (B, J, n, m) of one shape."""
+    """a @ b in at least fp32: two matrices, or two stacks of as many."""
     wide = torch.promote_types(a.dtype, torch.float32)
-    with torch.autocast(a.device.type, enabled=False):
+    with torch.autocast(a.device.type, enabled=False):        # a backward pass may be called under it
         if not a.is_cuda or a.dtype == wide:
             return a.to(wide) @ b.to(wide)
-        if a.dim() == 2:
-            return torch.mm(a, b, out_dtype=wide)
-        return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=wide).view(*a.shape[:-1], -1)
+        return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=wide)
 
 
 def rotate(x, cos, sin):

@@ -89,6 +89,11 @@ def pad_left(prompts, device):
     return ids, torch.tensor([P - len(p) for p in prompts], device=device)
 
 
+def shares(columns, group_size, device):
+    """Whether rows of prompts of so many columns share their cache."""
+    return group_size > 1 and columns >= SHARE[device]
+
+
 def run_prompts(model, prompt_ids, start):
     """Prompts (B, P) through the model -> hidden of their last token (B, 1, C), and the cache to go on from."""
     ragged = bool(start.any())
@@ -168,7 +173,7 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
     old = torch.zeros(N, T, device=device)
 
     hidden, cache = run_prompts(model, prompt_ids, start)
-    hidden, cache = hidden[group], GroupCache(cache, group_size > 1 and longest >= SHARE[device.type])
+    hidden, cache = hidden[group], GroupCache(cache, shares(longest, group_size, device.type))
     row = torch.arange(N, device=device)                                        # (M,) which row each live one is
     alive = torch.ones(N, dtype=torch.bool, device=device)                      # (M,)
     for t in range(T):

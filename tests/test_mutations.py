@@ -36,7 +36,7 @@ MUTATIONS = {
     "padding": ("model.py", "real = key >= start[:, None, None]", "real = key >= 0 * start[:, None, None]", "sampler", "padding"),
     "a cache row": ("model.py", "tuple(x.index_select(0, rows) for x in pair) for pair in", "tuple(x.index_select(0, rows.flip(0)) for x in pair) for pair in",
                     "sampler", "agree"),
-    "a shared prompt": ("model.py", "index_select(0, self.place.flatten())", "index_select(0, self.place.flatten().flip(0))", "sampler", "agree"),
+    "a shared prompt": ("model.py", "index_select(0, self.place)", "index_select(0, self.place.flip(0))", "sampler", "agree"),
     "the frozen networks": ("train.py", "getattr(rollout, name)[piece, :found.shape[1]] = found", "getattr(rollout, name)[:len(piece), :found.shape[1]] = found",
                             "train", "frozen_networks"),
     "the better answer": ("reward_model.py", "return better - worse", "return worse - better", "r1", "preference_and_is"),

@@ -45,7 +45,7 @@ def test_a_shared_cache_is_a_repeated_one():
             key = torch.arange(shared.columns)
             attend = ((key <= shared.column) & (key >= shared.start[:, None]))[:, None, None]
             one, other = (cache.attention(0, q, k, v, attend) for cache in caches)
-            assert one.shape == (len(rows), 2, 2, 8) and torch.allclose(one, other, atol=1e-5)
+            assert one.shape == (len(rows) * 2, 2, 8) and torch.allclose(one, other, atol=1e-5)
             shared.column += 1
             repeated.column += 1
     assert [len(x) for x in shared.prompts.layers[0]] == [2, 2]                  # of the second prompt no row is left
