@@ -1,168 +1,199 @@
-"""How good is a model? k samples a problem on held-out problems: pass@1, pass@k, cons@k, each with a 95% interval.
+"""How good is a model? k samples a problem on held-out problems, each number with a 95% interval.
 
-    pass@k = E over problems of 1 - C(n-c, k) / C(n, k)       c of n samples right; unbiased (Chen et al. 2021, eq. 1)
-    cons@k = share of problems whose most frequent answer is right (majority vote; "cons@64" in the R1 paper)
+    pass@k = mean over problems of 1 - C(n-c, k) / C(n, k)       c of n samples right; unbiased
+    cons@k = share of problems whose most frequent answer is right (majority vote)
 
-    python evaluate.py --model data/base --task pairs --k 16 [--keep correct.jsonl]
+pass@k is eq. 1 of Chen et al. 2021 (arXiv 2107.03374), cons@k is "cons@64" of the R1 paper. Both,
+and pass@1, are for answers that are right or wrong: a graded reward has its mean, accuracy.
+
+    python evaluate.py --model data/base --task pairs --k 16
 """
+
 import math
-import traceback
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
-import rewards
-from data import Task, check_room
-from data.jsonl import write
-from data.tokenizer import OPEN
-from flags import check, fill, one_line_errors, parse
-from model import GPT
+from plumbing.flags import REQUIRED, check, fill, flag, one_line_errors, parse
+from rewards import Judge, extract_answer
 from sampler import sample
+from start.compose import autocast, check_context, load_model, load_tokenizer
+from start.task import TaskFlags, build_task
+
+AVERAGED = ["length", "reflection", "reflections", "format", "language", "truncated", "unjudged"]
 
 
 @dataclass(kw_only=True)
-class Config(Task):
-    model: str                    # checkpoint folder
-    k: int = 16                   # samples per problem
-    problems: int = 128           # at most this many problems of each set
-    train: bool = False           # judge training problems instead: rejection sampling, with --keep
-    max_new_tokens: int = 320     # longest response
-    temperature: float = 1.0      # of the samples (0: greedy); pass@1 is their mean, the greedy row is apart
-    keep: str = ""                # write responses that are right, well formed and in one language to this .jsonl file
-    keep_tokens: int = 160        # and no longer than this
+class Config(TaskFlags):
+    model: str = flag(REQUIRED, "checkpoint folder")
+    k: int = flag(16, "samples per problem", at_least=1)
+    problems: int = flag(128, "at most this many problems of each set", at_least=1)
+    max_new_tokens: int = flag(320, "longest response", at_least=1)
+    temperature: float = flag(1.0, "of the samples; 0: greedy")
 
     def __post_init__(self):
-        check(self, ("k", "problems", "max_new_tokens", "keep_tokens"))
+        check(self)
 
 
 def pass_at_k(n, c, k):
     """Chance that k of n samples, drawn without replacement, hold one of the c right ones."""
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@{k} of {c} right ones in {n} samples")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority(answers):
-    """The most frequent answer that is not None, the first to appear among equals; None if there is none."""
-    votes = Counter(a for a in answers if a is not None)
-    return max(votes, key=votes.get) if votes else None      # max and Counter keep the order of appearance
+    """The most frequent answer that is not None, the first to appear among equals, or None."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    return votes.most_common(1)[0][0] if votes else None
 
 
 def mean_interval(values):
-    """Mean over problems and half the width of its 95% interval (normal approximation). NaN takes no part."""
-    values = [v for v in values if v == v] or [math.nan]
+    """The mean of `values` and half the width of its 95% interval (normal approximation).
+
+    NaN takes no part. ([], or nothing but NaN) -> NaN, NaN"""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return math.nan, math.nan
     mean = sum(values) / len(values)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
-    return mean, 1.96 * spread
-
-
-COUNTS = Counter()                # of this process: judged responses, and reward_errors among them
-
-
-def accuracy(problem, text):
-    """rewards.accuracy; NaN, counted, where it raises. The first time the traceback is shown; over 1% stop the run."""
-    COUNTS["judged"] += 1
-    try:
-        return rewards.accuracy(problem, text)
-    except Exception:
-        COUNTS["reward_errors"] += 1
-        if COUNTS["reward_errors"] == 1:
-            traceback.print_exc()
-    if COUNTS["reward_errors"] > max(5, COUNTS["judged"] / 100):
-        raise SystemExit(f"the reward raised for {COUNTS['reward_errors']} of {COUNTS['judged']} responses, over 1%")
-    return math.nan
-
-
-def judge(problem, ids, tokenizer):
-    """A response, as ids with the end token -> all that rewards and metrics are made of. Its text begins with the
-    <think> that the prompt opened."""
-    text = OPEN * tokenizer.think + tokenizer.decode(ids)
-    score = accuracy(problem, text)
-    count = rewards.reflections(text)
-    return dict(ids=ids, text=text, length=len(ids), truncated=float(ids[-1] not in tokenizer.eos_ids), accuracy=score,
-                unjudged=float(score != score), format=rewards.format(text), reflection=float(count > 0),
-                reflections=count, language=rewards.language(text, problem.get("language", "en")))
+    squares = sum((value - mean) ** 2 for value in values)
+    variance = squares / max(1, len(values) - 1)
+    return mean, 1.96 * math.sqrt(variance / len(values))
 
 
 @torch.no_grad()
-def responses(model, tokenizer, problems, k, max_new_tokens, temperature=1.0, seed=0):
-    """k judged responses to each problem: [[dict]]."""
-    groups, batch = [], max(1, 512 // k)
+def sample_and_judge(model, tokenizer, judge, problems, k, max_new_tokens, temperature, seed):
+    """k responses to each problem, as the judge's dicts: [[dict]], one list a problem."""
+    groups = []
+    batch = max(1, 512 // k)
     for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False):
-        part = problems[i:i + batch]
-        out = sample(model, [tokenizer.prompt(p) for p in part], k, max_new_tokens, temperature,
-                     tokenizer.eos_ids, seed)
-        ids = [row[:n] for row, n in zip(out.response_ids.tolist(), out.lengths.tolist())]
-        groups += [[judge(p, row, tokenizer) for row in ids[j * k:(j + 1) * k]] for j, p in enumerate(part)]
+        part = problems[i : i + batch]
+        prompts = [tokenizer.prompt(problem) for problem in part]
+        rollout = sample(model, prompts, k, max_new_tokens, temperature, tokenizer.eos_ids, seed)
+        ids = rollout.response_ids.tolist()
+        lengths = rollout.lengths.tolist()
+        judged = [judge(part[j // k], ids[j][: lengths[j]]) for j in range(len(ids))]
+        groups += [judged[j : j + k] for j in range(0, len(judged), k)]
     return groups
 
 
-def evaluate(model, tokenizer, problems, k=16, max_new_tokens=320, temperature=1.0, seed=0):
-    """-> ({metric: value, metric_ci: half width of its 95% interval}, judged responses [[dict]])."""
-    groups = responses(model, tokenizer, problems, k, max_new_tokens, temperature, seed)
-    greedy = responses(model, tokenizer, problems, 1, max_new_tokens, 0.0, seed)
-    vote = []
-    judged = [rows for group in groups if (rows := [row for row in group if not row["unjudged"]])]
-    for group in judged:
-        answers = [rewards.extract_answer(row["text"]) for row in group]
-        winner = majority(answers)
-        vote.append(group[answers.index(winner)]["accuracy"] if winner is not None else 0.0)
-    mean = lambda name, groups=groups: [sum(row[name] for row in group) / len(group) for group in groups]
+def pass_at_all(group):
+    """pass@n of a group of n."""
+    right = sum(response["accuracy"] == 1 for response in group)
+    return pass_at_k(len(group), right, len(group))
+
+
+def vote(group):
+    """Accuracy of the most frequent answer of a group; 0 where there is no answer."""
+    answers = [extract_answer(response["text"]) for response in group]
+    winner = majority(answers)
+    return 0.0 if winner is None else group[answers.index(winner)]["accuracy"]
+
+
+def means(groups, name):
+    """The mean of a column over each group."""
+    return [sum(response[name] for response in group) / len(group) for group in groups]
+
+
+def evaluate(model, tokenizer, judge, problems, k=16, max_new_tokens=320, temperature=1.0, seed=0):
+    """-> ({metric: mean over problems, metric_ci: half its 95% interval}, [[judged response]]).
+
+    Runs in the caller's precision. accuracy: the mean over the samples. If one is neither right (1)
+    nor wrong (0), pass@1, pass@k and cons@k are NaN."""
+    settings = (max_new_tokens, temperature, seed)
+    groups = sample_and_judge(model, tokenizer, judge, problems, k, *settings)
+    greedy = sample_and_judge(model, tokenizer, judge, problems, 1, max_new_tokens, 0.0, seed)
+    judged = [[response for response in group if not response["unjudged"]] for group in groups]
+    judged = [group for group in judged if group]
+    is_graded = any(response["accuracy"] not in (0, 1) for group in judged for response in group)
+    ungraded = [] if is_graded else judged
     per_problem = {
-        "pass@1": mean("accuracy", judged),
-        f"pass@{k}": [pass_at_k(len(rows), sum(row["accuracy"] == 1 for row in rows), len(rows)) for rows in judged],
-        f"cons@{k}": vote,
-        "greedy": [group[0]["accuracy"] for group in greedy],
-        **{name: mean(name) for name in ("length", "reflection", "reflections", "format", "language", "truncated",
-                                         "unjudged")},
+        "accuracy": means(judged, "accuracy"),
+        "pass@1": means(ungraded, "accuracy"),
+        f"pass@{k}": [pass_at_all(group) for group in ungraded],
+        f"cons@{k}": [vote(group) for group in ungraded],
+        "greedy": means(greedy, "accuracy"),
     }
+    for name in AVERAGED:
+        per_problem[name] = means(groups, name)
     metrics = {}
     for name, values in per_problem.items():
         metrics[name], metrics[name + "_ci"] = mean_interval(values)
     return metrics, groups
 
 
+def metric_names(metrics):
+    """The metrics to show. pass@1 and accuracy are the same number unless the reward is graded."""
+    names = [name for name in metrics if not name.endswith("_ci")]
+    if math.isnan(metrics["pass@1"]):
+        return [name for name in names if "@" not in name]
+    names.remove("accuracy")
+    return names
+
+
+def digits(name):
+    return 1 if name in ("length", "reflections") else 3
+
+
+def summary(metrics):
+    """One line about one held-out set."""
+    names = [name for name in metric_names(metrics) if name not in AVERAGED]
+    names += ["length", "reflection"]
+    return "  ".join(f"{name} {metrics[name]:.{digits(name)}f}" for name in names)
+
+
 def table(columns):
-    """Lines of a table: {column: metrics of evaluate()} side by side, each value with its interval."""
-    names = [n for n in next(iter(columns.values())) if not n.endswith("_ci")]
-    lines = [f"{'':12}" + "".join(f"{c:>18}" for c in columns)]
-    for n in names:
-        digits = 1 if n in ("length", "reflections") else 3
-        cells = (f"{m[n]:.{digits}f} ± {m[n + '_ci']:.{digits}f}" for m in columns.values())
-        lines.append(f"{n:12}" + "".join(f"{c:>18}" for c in cells))
+    """Lines of a table: {column: metrics of evaluate()} side by side, values with intervals."""
+    names = []
+    for metrics in columns.values():
+        names += [name for name in metric_names(metrics) if name not in names]
+    lines = [" " * 12 + "".join(f"{column:>18}" for column in columns)]
+    for name in names:
+        line = f"{name:12}"
+        for metrics in columns.values():
+            values = [f"{metrics[n]:.{digits(name)}f}" for n in (name, name + "_ci")]
+            line += f"{' ± '.join(values):>18}"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def print_before_after(before, after, step):
+    """Tables of the held-out sets before and after training, and the first responses to one."""
+    for name in after["metrics"]:
+        print(f"\nheld-out {name}, mean ± 95% interval")
+        print(table({"before": before["metrics"][name], f"step {step}": after["metrics"][name]}))
+    for (prompt, old), (_, new) in zip(before["samples"], after["samples"], strict=True):
+        print(f"\n{'-' * 40}\n{prompt}\n--- before\n{old}\n--- after\n{new}")
+
+
+def print_by_self_check(name, groups):
+    """How often a response is right, with a self-check and without one."""
+    responses = [response for group in groups for response in group if not response["unjudged"]]
+    for word, reflection in (("with", 1.0), ("without", 0.0)):
+        accuracies = [r["accuracy"] for r in responses if r["reflection"] == reflection]
+        right = sum(accuracies) / max(1, len(accuracies))
+        print(f"{name}, {len(accuracies)} responses {word} a self-check: {right:.3f} right")
 
 
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        model = GPT.load(config.model).to(config.device)
-        tokenizer = config.tokenizer(config.model, model)
-        train, sets = config.load()
-        sets = {"training": train} if config.train else sets
-        check_room(config.task, map(tokenizer.prompt, sum(sets.values(), [])), config.max_new_tokens, model)
-        if config.keep:
-            open(config.keep + ".tmp", "w").close()        # found out now if it cannot be written
-    columns, kept = {}, {}                        # a prompt can stand twice
-    for name, problems in sets.items():
-        problems = problems[:config.problems]
-        with torch.autocast(config.device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            columns[name], groups = evaluate(model, tokenizer, problems, config.k, config.max_new_tokens,
-                                             config.temperature, config.seed)
-        for kind, checked in (("with", 1), ("without", 0)):
-            hits = [r["accuracy"] for r in sum(groups, []) if r["reflection"] == checked and not r["unjudged"]]
-            print(f"{name}, {len(hits)} responses {kind} a self-check: {sum(hits) / max(1, len(hits)):.3f} right")
-        good = lambda row: (row["accuracy"] == row["format"] == row["language"] == 1
-                            and row["length"] <= config.keep_tokens)
-        kept |= {(p["prompt"], row["text"]): {key: p[key] for key in ("prompt", "user") if key in p}
-                 | {"response": row["text"].removesuffix(rewards.END)}
-                 for p, group in zip(problems, groups) for row in group if good(row)}
+        model = load_model(config.model, config)
+        tokenizer = load_tokenizer(config.model, config, model)
+        task = build_task(config, seed=0)
+        for problems in task.held_out.values():
+            prompts = [tokenizer.prompt(problem) for problem in problems]
+            check_context(config.task, prompts, config.max_new_tokens, model)
+    judge = Judge(task.accuracy, tokenizer)
+    columns = {}
+    for name, problems in task.held_out.items():
+        settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
+        with autocast(config):
+            columns[name], groups = evaluate(
+                model, tokenizer, judge, problems[: config.problems], *settings
+            )
+        print_by_self_check(name, groups)
     print(table(columns))
-    if config.keep:
-        write(config.keep, kept.values())
-        print(f"wrote {len(kept)} responses to {config.keep}")
 
 
 if __name__ == "__main__":

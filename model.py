@@ -1,22 +1,24 @@
-"""The transformer, a decoder of the Llama / Qwen family, and its KV cache.
+"""The transformer, a decoder of the Llama / Qwen family, and its KV caches.
 
-RMSNorm, rotary positions (the "rotate half" form), grouped-query attention, SwiGLU. `forward` returns hidden states,
-not logits: whoever needs log-probabilities says of which positions (see logprobs.py), so that the vocabulary-sized
-table is never made for prompts and padding.
+RMSNorm, rotary positions (the "rotate half" form), grouped-query attention, SwiGLU. `forward`
+returns hidden states, not logits: logprobs.py makes the logits of response tokens only.
 
-    N rows, S columns run now, K columns attended to, C width, H query heads, J key/value heads, D head width
+    N rows, S columns run now, K columns attended to, C width,
+    H query heads, J key/value heads, D head width
 
-Padding is on the left and is tracked by position (`start`, the first real column of each row), never by token id.
-What this file does not do: dropout (a policy must give the same log-probability twice), learned positions, sampling.
+Padding is on the left and is tracked by position (`start`, the first real column of each row),
+never by token id. There is no dropout: a policy must give the same log-probability twice.
 """
-from dataclasses import dataclass, replace
+
+import copy
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recomputed
 
-import pretrained
+from plumbing import checkpoint
 
 
 @dataclass
@@ -24,148 +26,199 @@ class GPTConfig:
     vocab_size: int = 512
     n_layer: int = 4
     n_head: int = 4
-    n_kv_head: int = 4            # fewer than n_head: grouped-query attention
+    n_kv_head: int = 4  # fewer than n_head: grouped-query attention
     n_embd: int = 128
-    n_hidden: int = 320           # width inside the SwiGLU
-    head_dim: int = 0             # 0: n_embd // n_head
+    n_hidden: int = 320  # width inside the SwiGLU
+    head_dim: int = 0  # 0: n_embd // n_head
     rope_theta: float = 10000.0
-    rope_scaling: dict = None     # Llama 3.1: the numbers of pretrained.LLAMA3, as in the public config.json
+    rope_scaling: dict = None  # Llama 3.1's, with the names of the public config.json
     norm_eps: float = 1e-6
-    qkv_bias: bool = False        # Qwen2
-    qk_norm: bool = False         # Qwen3
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
     tie_embeddings: bool = True
     max_seq_len: int = 512
 
     def __post_init__(self):
-        self.head_dim = self.head_dim or self.n_embd // self.n_head
-        if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        if self.head_dim == 0:
+            self.head_dim = self.n_embd // self.n_head
+        if self.n_head % self.n_kv_head != 0:
+            raise ValueError(f"n_head {self.n_head}: not a multiple of n_kv_head {self.n_kv_head}")
+
+
+# --- The caches -------------------------------------------------------------------------------
 
 
 class KVCache:
-    """Keys and values of the columns run so far, one (N, J, columns, D) pair a layer.
+    """Keys and values of the columns run so far: one pair of (N, J, columns, D) a layer.
 
-    It grows by `cat`, which gradients flow through."""
+    It grows by concatenation, which gradients flow through."""
 
     def __init__(self, n_layer, start=None):
         self.layers = [None] * n_layer
-        self.start = start        # (N,) first real column of each row; None: no row is padded
+        self.start = start  # (N,) first real column of each row; None: no row is padded
 
     @property
     def columns(self):
-        return self.layers[0][0].shape[2] if self.layers[0] else 0
+        return 0 if self.layers[0] is None else self.layers[0][0].shape[2]
 
-    def append(self, layer, pair, k, v):
-        """k, v (N, J, S, D) of the newest columns -> all keys and values (N, J, K, D).
+    def place(self, S, device):
+        """-> the columns of S new tokens (S,), and K, how many columns there are with them."""
+        past = self.columns
+        return torch.arange(S, device=device) + past, past + S
 
-        pair: what the layer held before; a block that is run again for its backward pass appends to the same."""
-        self.layers[layer] = tuple(torch.cat(x, 2) for x in zip(pair, (k, v))) if pair else (k, v)
-        return self.layers[layer]
+    def attention(self, layer, past, q, k, v, mask):
+        """New q (N, H, S, D), k, v (N, J, S, D); past: the layer's pair -> y (N, S, H * D)."""
+        if past is not None:
+            k = torch.cat((past[0], k), 2)  # (N, J, K, D)
+            v = torch.cat((past[1], v), 2)
+        self.layers[layer] = (k, v)
+        grouped = q.shape[1] != k.shape[1]
+        with torch.autocast(q.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+            )
+        return y.transpose(1, 2).flatten(2)
 
     def select(self, rows):
-        """The cache of `rows` (M,) int64, which may repeat rows (a prompt's cache for its whole group) or drop them."""
-        new = KVCache(len(self.layers), None if self.start is None else self.start[rows])
+        """The cache of `rows` (M,), which may repeat rows (a prompt for its group) or drop them."""
+        selected = KVCache(len(self.layers), None if self.start is None else self.start[rows])
         # index_select: the gradient of x[rows] is summed by several threads in any order
-        new.layers = [tuple(x.index_select(0, rows) for x in pair) for pair in self.layers]
-        return new
+        for layer, (k, v) in enumerate(self.layers):
+            selected.layers[layer] = (k.index_select(0, rows), v.index_select(0, rows))
+        return selected
+
+    def decoding(self):
+        """A cache to sample on from these prompts."""
+        return DecodingCache(self)
 
 
-class GroupCache:
-    """The cache of sampling: M rows, one new token each, no gradient.
+class DecodingCache:
+    """The cache of the sampler: one new token a row and call, no gradient.
 
-    A row's keys and values are written in place at `column`, a tensor, so that a CUDA graph of one token serves for the
-    next. All columns are read, the free ones under a mask: with no gaps in memory that takes a CPU half the time.
-    Those of the prompts may be shared: held once, and read once for all rows of a prompt, whose queries are the rows of
-    one product (bifurcated attention, arXiv 2403.08845)."""
+    Free columns are there beforehand, and keys and values are written in place at `column`. It is
+    a tensor, so a CUDA graph of one token serves for the next. All columns are read, the free ones
+    under a mask."""
 
-    def __init__(self, prompts, share):
-        """prompts: the KVCache of B prompts, the rows until the first `move`."""
-        self.prompts, self.start, self.shared = prompts, prompts.start, prompts.columns if share else 0
-        self.layers = [tuple(x[:, :, self.shared:] for x in pair) for pair in prompts.layers]   # the rows' own columns
-        self.columns, first = prompts.columns, prompts.layers[0][0]
-        self.row = torch.arange(len(first), device=first.device)                               # (M,) prompt of each row
-        self.column = torch.full((1,), self.columns, device=self.row.device)                    # the first free one
+    def __init__(self, prompts):
+        self.start = prompts.start
+        self.columns = prompts.columns
+        self.layers = list(prompts.layers)
+        device = prompts.layers[0][0].device
+        self.column = torch.full((1,), self.columns, device=device)  # the first free column
 
-    def move(self, rows, columns):
-        """Rows `rows` (M,) are left, ascending, with room for `columns` more; a prompt's row may stand many times. No
-        column may be free."""
-        for i, pair in enumerate(self.layers):            # one by one, so that the cache is never held twice
-            self.layers[i] = tuple(F.pad(x.index_select(0, rows), (0, 0, 0, columns)) for x in pair)
-        self.columns += columns
-        self.start = None if self.start is None else self.start[rows]
-        left, self.row = self.row[rows].unique(return_inverse=True)
-        if self.shared:           # a table (B, J, most): which head of which row (i * J + j) stands where; its place
-            self.prompts, J = self.prompts.select(left), self.layers[0][0].shape[1]             # a copy has no gaps
-            i = torch.arange(len(rows), device=rows.device).split(self.row.bincount().tolist())
-            i = nn.utils.rnn.pad_sequence(i, batch_first=True, padding_value=-1)                # (B, most)
-            self.table = i.clamp(min=0)[:, None] * J + torch.arange(J, device=rows.device)[:, None]
-            self.place = torch.arange(self.table.numel(), device=i.device).view_as(self.table).mT[i >= 0].flatten()
+    def compact(self, rows, room):
+        """Keeps `rows` (M,), ascending, and adds `room` free columns when none is left.
 
-    def attention(self, layer, q, k, v, attend):
-        """q (M, H, 1, D), k and v (M, J, 1, D) of the new token, attend (M, 1, 1, K) bool -> (M * J, H/J, D), fp32."""
-        for x, new in zip(self.layers[layer], (k, v)):
-            x.index_copy_(2, self.column - self.shared, new)
-        J, (k, v), prompt = k.shape[1], (x.flatten(0, 1) for x in self.layers[layer]), self.prompts.layers[layer]
-        # the query heads of a key head are rows of one product: no key is repeated
-        q = (q * q.shape[-1] ** -0.5).reshape(len(k), -1, q.shape[-1])                          # (M * J, H/J, D)
-        scores = product(q, k.mT)
-        if self.shared:
-            scores = torch.cat((self.by_prompt(q, prompt[0].mT), scores), -1)
-        p = torch.where(attend, scores.unflatten(0, (-1, J)), -torch.inf).softmax(-1).flatten(0, 1).to(v.dtype)
-        y = product(p[..., self.shared:], v)
-        return y + self.by_prompt(p[..., :self.shared], prompt[1]) if self.shared else y
+        At first the rows are the prompts: there a row stands once for each response."""
+        for layer, (k, v) in enumerate(self.layers):  # one by one: the cache is never held twice
+            k = F.pad(k.index_select(0, rows), (0, 0, 0, room))
+            v = F.pad(v.index_select(0, rows), (0, 0, 0, room))
+            self.layers[layer] = (k, v)
+        self.columns += room
+        if self.start is not None:
+            self.start = self.start[rows]
 
-    def by_prompt(self, x, y):
-        """x (M * J, h, n) times its prompt's y (B, J, n, m) -> (M * J, h, m)."""
-        x, y = x.index_select(0, self.table.flatten()), y.flatten(0, 1)                         # (B * J * most, h, n)
-        return product(x.view(len(y), -1, x.shape[2]), y).view(*x.shape[:2], -1).index_select(0, self.place)
+    def place(self, S, device):
+        """-> the column of the new token (1,), and K, how many there are, free ones included."""
+        self.new_column = self.column.clone()
+        self.column += S
+        return self.new_column, self.columns
+
+    def write(self, past, k, v, column):
+        """Puts a new token's k, v (M, J, 1, D) into a layer's pair -> the pair, (M * J, K, D)."""
+        past[0].index_copy_(2, column, k)
+        past[1].index_copy_(2, column, v)
+        return past[0].flatten(0, 1), past[1].flatten(0, 1)
+
+    def attention(self, layer, past, q, k, v, mask):
+        """A new token's q (M, H, 1, D), k, v (M, J, 1, D); past: as above -> (M, 1, H * D)."""
+        M, J, _, D = k.shape
+        keys, values = self.write(past, k, v, self.new_column)
+        # the query heads of a key head are the rows of one product: no key is repeated
+        q_rows = (q * D**-0.5).reshape(M * J, -1, D)  # (M * J, H / J, D)
+        scores = product(q_rows, keys.mT).view(M, J, -1, self.columns)
+        p = torch.where(mask, scores, -torch.inf).softmax(-1).flatten(0, 1)
+        return product(p.to(v.dtype), values).reshape(M, 1, -1).to(q.dtype)
 
 
 def product(a, b):
     """a @ b in at least fp32: two matrices, or two stacks of as many."""
     wide = torch.promote_types(a.dtype, torch.float32)
-    with torch.autocast(a.device.type, enabled=False):        # a backward pass may be called under it
+    with torch.autocast(a.device.type, enabled=False):  # a backward pass may be called under it
         if not a.is_cuda or a.dtype == wide:
             return a.to(wide) @ b.to(wide)
-        return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=wide)
+        multiply = torch.mm if a.dim() == 2 else torch.bmm
+        return multiply(a, b, out_dtype=wide)
+
+
+# --- The transformer --------------------------------------------------------------------------
+
+
+def rotary_tables(config):
+    """cos and sin (max_seq_len, D), fp32, on the CPU even where the weights are made on "meta"."""
+    D = config.head_dim
+    frequency = config.rope_theta ** (-torch.arange(0, D, 2, device="cpu").float() / D)
+    scaling = config.rope_scaling
+    if scaling:  # Llama 3.1: long waves are slowed down, short ones kept, those between blended
+        low = scaling["low_freq_factor"]
+        high = scaling["high_freq_factor"]
+        turns = scaling["original_max_position_embeddings"] * frequency / (2 * torch.pi)
+        short = ((turns - low) / (high - low)).clamp(0, 1)
+        frequency = frequency * (short + (1 - short) / scaling["factor"])
+    position = torch.arange(config.max_seq_len, device="cpu").float()
+    angle = torch.outer(position, frequency).repeat(1, 2)
+    return angle.cos(), angle.sin()
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34, its pairs being i and i + D/2) of x
-    (N, heads, S, D)."""
+    """Rotary position embedding (arXiv 2104.09864, eq. 34) of x (N, heads, S, D)."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+def causal_mask(column, K, start):
+    """Which of K columns the queries at `column` (S,) may see: (S, K), with padding (N, 1, S, K).
+
+    None: all up to its own, as in plain causal attention."""
+    if start is None and len(column) == K:
+        return None
+    key = torch.arange(K, device=column.device)
+    mask = key <= column[:, None]  # (S, K)
+    if start is None:
+        return mask
+    real = key >= start[:, None, None]  # (N, 1, K)
+    itself = key == column[:, None]  # a padding query sees itself: its softmax is not 0/0
+    return (mask & real | itself)[:, None]
 
 
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config, D = config, config.head_dim
+        self.config = config
+        D = config.head_dim
         self.q_proj = nn.Linear(config.n_embd, config.n_head * D, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.n_embd, config.n_kv_head * D, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.n_embd, config.n_kv_head * D, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.n_head * D, config.n_embd, bias=False)
         if config.qk_norm:
-            self.q_norm, self.k_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
+            self.q_norm = nn.RMSNorm(D, config.norm_eps)
+            self.k_norm = nn.RMSNorm(D, config.norm_eps)
 
-    def forward(self, x, cos, sin, attend, cache, pair, layer):
+    def forward(self, x, cos, sin, mask, cache, layer, past):
         N, S, _ = x.shape
-        q = self.q_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, H, D)
-        k = self.k_proj(x).view(N, S, -1, self.config.head_dim)                                 # (N, S, J, D)
-        v = self.v_proj(x).view(N, S, -1, self.config.head_dim).transpose(1, 2)                 # (N, J, S, D)
+        D = self.config.head_dim
+        q = self.q_proj(x).view(N, S, -1, D)  # (N, S, H, D)
+        k = self.k_proj(x).view(N, S, -1, D)  # (N, S, J, D)
+        v = self.v_proj(x).view(N, S, -1, D).transpose(1, 2)  # (N, J, S, D)
         if self.config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin)
-        # under autocast k is fp32, rotated by fp32 tables; torch's attention in bf16 is the fast one on CUDA only
-        q, k, v = (y.to(v.dtype if v.is_cuda else x.dtype) for y in (q, k, v))
-        if isinstance(cache, GroupCache):
-            return self.o_proj(cache.attention(layer, q, k, v, attend).reshape(N, S, -1).to(x.dtype))
-        if cache is not None:
-            k, v = cache.append(layer, pair, k, v)                                              # (N, J, K, D)
-        with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=attend is None and S > 1,
-                                               enable_gqa=q.shape[1] != k.shape[1])
-        return self.o_proj(y.transpose(1, 2).reshape(N, S, -1))
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+        q = rotate(q.transpose(1, 2), cos, sin)  # (N, H, S, D)
+        k = rotate(k.transpose(1, 2), cos, sin)  # (N, J, S, D)
+        # under autocast the fp32 tables made q and k fp32; bf16 attention is faster on CUDA only
+        dtype = v.dtype if v.is_cuda else x.dtype
+        y = cache.attention(layer, past, q.to(dtype), k.to(dtype), v.to(dtype), mask)
+        return self.o_proj(y)
 
 
 class SwiGLU(nn.Module):
@@ -193,7 +246,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    recompute = False             # keep only the input of each block for the backward pass, and run it again there
+    recompute = False  # activation checkpointing: each block runs again in the backward pass
 
     def __init__(self, config):
         super().__init__()
@@ -201,52 +254,47 @@ class GPT(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
-        self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # fp32 tables of all positions: 134 MB for 131,072 and D 128. On the CPU even if the weights are on "meta"
-        freq = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device="cpu").float() / config.head_dim)
-        if config.rope_scaling:                   # long waves are slowed down, short ones kept, those between blended
-            factor, low, high, length = (config.rope_scaling[name] for name in pretrained.LLAMA3)
-            keep = ((length * freq / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
-            freq = freq * (keep + (1 - keep) / factor)
-        angle = torch.outer(torch.arange(config.max_seq_len, device="cpu").float(), freq).repeat(1, 2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.lm_head = None
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        cos, sin = rotary_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
         for name, p in self.named_parameters():
-            if p.dim() == 2:                      # GPT-2's rule: what adds to the residual stream starts smaller
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(p, std=0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02)
+            if p.dim() == 2:
+                std = 0.02
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    std /= (2 * config.n_layer) ** 0.5  # GPT-2: what is added to x starts smaller
+                nn.init.normal_(p, std=std)
 
-    def forward(self, ids, cache=None, start=None):
-        """ids (N, S) int64 -> hidden (N, S, C), after the last norm.
+    def new_cache(self, start=None):
+        """An empty cache. start (N,): the first real column of each left-padded row."""
+        return KVCache(self.config.n_layer, start)
 
-        cache: a KVCache that these columns extend. start (N,): the first real column of each left-padded row
-        (taken from the cache where there is one). Raises ValueError past max_seq_len."""
-        S, past = ids.shape[1], cache.columns if cache else 0
-        start = cache.start if cache else start
-        in_place = isinstance(cache, GroupCache)
-        K = past if in_place else past + S
+    def forward(self, ids, cache=None):
+        """ids (N, S) int64 -> hidden (N, S, C), after the last norm. A cache grows by S columns.
+
+        Raises ValueError past max_seq_len."""
+        if cache is None:
+            cache = self.new_cache()
+        column, K = cache.place(ids.shape[1], ids.device)
         if K > self.config.max_seq_len:
             raise ValueError(f"{K} columns, but the model's context is {self.config.max_seq_len}")
-        column = torch.arange(S, device=ids.device) + (cache.column if in_place else past)      # (S,)
-        attend = None
-        if start is None:
-            cos, sin = self.cos[column], self.sin[column]                                       # (S, D)
+        if cache.start is None:
+            cos, sin = self.cos[column], self.sin[column]  # (S, D)
         else:
-            position = (column - start[:, None]).clamp(min=0)                                   # (N, S)
-            cos, sin = self.cos[position][:, None], self.sin[position][:, None]                 # (N, 1, S, D)
-        if start is not None or in_place or (past and S > 1):
-            key = torch.arange(K, device=ids.device)
-            attend = key <= column[:, None]                                                     # (S, K)
-            if start is not None:                 # a padding query sees itself, so that its softmax is not 0/0
-                real = key >= start[:, None, None]                                              # (N, 1, K)
-                attend = (attend & real | (key == column[:, None]))[:, None]                    # (N, 1, S, K)
+            position = (column - cache.start[:, None]).clamp(min=0)  # (N, S)
+            cos = self.cos[position][:, None]  # (N, 1, S, D)
+            sin = self.sin[position][:, None]
+        mask = causal_mask(column, K, cache.start)
         x = self.embed_tokens(ids)
         for i, block in enumerate(self.layers):
-            rest = cos, sin, attend, cache, cache and cache.layers[i], i
-            again = self.recompute and torch.is_grad_enabled()
-            x = checkpoint(block, x, *rest, use_reentrant=False) if again else block(x, *rest)
-        if in_place:
-            cache.column += S
+            # the past is an argument: a block that runs again in the backward pass sees the same
+            arguments = (x, cos, sin, mask, cache, i, cache.layers[i])
+            if self.recompute and torch.is_grad_enabled():
+                x = recomputed(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
         return self.norm(x)
 
     @property
@@ -258,31 +306,44 @@ class GPT(nn.Module):
         return F.linear(hidden, self.head)
 
     def save(self, folder):
-        """config.json and model.safetensors in the public format, each written whole or not at all."""
-        pretrained.save(self, folder)
+        """Writes config.json and model.safetensors in the public format."""
+        checkpoint.save(self, folder)
 
     @classmethod
     def load(cls, folder, weights=True):
-        """A model, fp32, from a folder of the public format; with random weights if `weights` is false. ValueError
-        names the file, the tensor or the setting of config.json that does not fit."""
-        with torch.device("meta" if weights else "cpu"):      # no time for random weights that are replaced
-            model = cls(pretrained.load_config(GPTConfig, folder))
-        if weights:
-            pretrained.load_weights(model, folder)
+        """A model, fp32, from a folder of the public format. weights=False: random weights.
+
+        ValueError names the file, the tensor or the setting of config.json that does not fit."""
+        config = GPTConfig(**checkpoint.load_config(folder))
+        if not weights:
+            return cls(config)
+        with torch.device("meta"):  # no time is spent on random weights
+            model = cls(config)
+        checkpoint.load_weights(model, folder)
         return model
 
 
-class Critic(GPT):
-    """V(state): as large as the policy and starting from its weights, with one number in place of the logits, 0 at
-    first. It shares nothing with the policy."""
+class Critic(nn.Module):
+    """V(state): a copy of the policy with one number in place of the logits, 0 at first."""
 
     def __init__(self, policy):
-        super().__init__(replace(policy.config, tie_embeddings=True))
-        self.load_state_dict(policy.state_dict(), strict=False)
-        self.value_head = nn.Linear(policy.config.n_embd, 1)
+        super().__init__()
+        self.config = policy.config
+        self.body = copy.deepcopy(policy)
+        self.body.lm_head = None
+        self.value_head = nn.Linear(policy.config.n_embd, 1).to(policy.head)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        self.to(policy.head)
+
+    @property
+    def head(self):
+        return self.value_head.weight
+
+    def new_cache(self, start=None):
+        return self.body.new_cache(start)
+
+    def forward(self, ids, cache=None):
+        return self.body(ids, cache)
 
     def value(self, hidden):
         """hidden (N, S, C), each state from `forward` -> V (N, S), fp32."""

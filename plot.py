@@ -1,128 +1,182 @@
-"""Curves of one or several runs -> curves.png, and report.html, one page: curves, what was judged, whole groups.
+"""Curves of runs -> curves.png, and report.html: curves, what was judged, groups of responses.
 
-Runs whose names differ only in the number at the end, the seed, become one line (mean) and a band (range).
+A folder is that of a run, or of a study: its metrics.csv and eval.csv hold several runs, named in
+the columns run and seed. Run folders whose names differ only in the number at the end, the seed,
+become one line (mean) and a band (range).
 
-    python plot.py out/grpo-pairs-0                             writes curves.png and report.html into that folder
-    python plot.py results/r1_zero/grpo-? --out curves.png      the picture only
-    python plot.py --journey out/r1/{0-zero,1-cold-start,2-reasoning} --out journey.png     one stage after the other
+    python plot.py out/grpo-pairs-0                          writes curves.png and report.html there
+    python plot.py results/r1_zero --out curves.png          the picture only
+    python plot.py --journey out/r1/{0-zero,1-cold-start,2-reasoning} --out journey.png
+                                                             one stage after the other
 """
-import argparse
+
 import base64
 import csv
 import html
+import math
 import os
 import re
+from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import numpy as np
+from plumbing.flags import Parser, one_line_errors
 
-from flags import Parser, one_line_errors
-
-# title, file, [(column, style)]
+# title, file, [(column, style)]; a column that ends in @ stands for those that begin so
 PANELS = [
-    ("accuracy on held-out problems", "eval.csv", [("pass@1", "-"), ("cons@16", "--"), ("greedy", ":")]),
-    ("training reward", "metrics.csv", [("reward", "-")]),
-    ("response length, tokens", "metrics.csv", [("length", "-")]),
-    ("responses with a self-check", "metrics.csv", [("reflection", "-")]),
-    ("well formed", "metrics.csv", [("format", "-")]),
-    ("entropy (SFT: loss), nats per token", "metrics.csv", [("entropy", "-"), ("nll", ":")]),
-    ("KL to the reference, nats per token", "metrics.csv", [("kl", "-")]),
-    ("groups without a signal", "metrics.csv", [("zero_groups", "-")]),
-    ("thinking in the question's language", "metrics.csv", [("language", "-")]),
+    ("right on held-out problems", "eval", [("accuracy", "-"), ("cons@", "--"), ("greedy", ":")]),
+    ("training reward", "metrics", [("reward", "-")]),
+    ("response length, tokens", "metrics", [("length", "-")]),
+    ("responses with a self-check", "metrics", [("reflection", "-")]),
+    ("well formed", "metrics", [("format", "-")]),
+    ("entropy (SFT: loss), nats per token", "metrics", [("entropy", "-"), ("nll", ":")]),
+    ("KL to the reference, nats per token", "metrics", [("kl", "-")]),
+    ("groups without a signal", "metrics", [("zero_groups", "-")]),
+    ("thinking in the question's language", "metrics", [("language", "-")]),
 ]
+COLUMNS = 3  # panels side by side
 
 
-def lines(path):
-    """Of a text file; none where there is no file."""
-    if not os.path.exists(path):
-        return []
-    with open(path, encoding="utf-8") as f:
-        return f.read().split("\n")
+def read_text(path):
+    """Empty where there is no file."""
+    file = Path(path)
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
-def read(path, column):
-    """(steps, values) of a CSV column; of eval.csv only the first held-out set. Empty when they are not there."""
-    rows = [r for r in csv.DictReader(lines(path)) if r.get(column)]
-    rows = [r for r in rows if r.get("set") == rows[0].get("set")]
-    return [int(r["step"]) for r in rows], [float(r[column]) for r in rows]
+def read_rows(path):
+    return list(csv.DictReader(read_text(path).splitlines()))
 
 
-def draw(runs, out, journey=False):
-    groups = {}
-    for run in runs:
-        if not read(f"{run}/metrics.csv", "step")[0]:
-            raise ValueError(f"{run} holds no metrics.csv, or an empty one")
-        name = re.sub(r"-\d+$", "", os.path.basename(os.path.normpath(run)))              # without the seed
-        groups.setdefault(name, []).append(run)
-    figure, axes = plt.subplots(3, 3, figsize=(13, 9), layout="constrained")
-    for axis, (title, file, columns) in zip(axes.flat, PANELS):
-        for i, (name, members) in enumerate(groups.items()):
-            for column, style in columns:
-                curves = [read(os.path.join(run, file), column) for run in members]
-                curves = [c for c in curves if c[0]]
-                if not curves:
-                    continue
-                n = min(len(steps) for steps, _ in curves)
-                steps, y = np.array(curves[0][0][:n]), np.array([values[:n] for _, values in curves])
-                if journey:                        # each stage is as wide as any other
-                    steps = i + steps / read(os.path.join(members[0], "metrics.csv"), "step")[0][-1]
-                label = column if len(columns) > 1 == len(groups) else name if style == "-" else None
-                axis.plot(steps, y.mean(0), style, color=f"C{i}", label=label)
-                if len(curves) > 1:
-                    axis.fill_between(steps, y.min(0), y.max(0), color=f"C{i}", alpha=0.2, linewidth=0)
-        axis.set_title(title, fontsize=11)
-        axis.grid(alpha=0.3)
+def read_runs(folders):
+    """{run's name without the seed: [{"metrics": rows, "eval": rows} of each seed]}.
+
+    Of eval.csv the rows of the first held-out set."""
+    runs = {}
+    for folder in folders:
+        if not read_rows(f"{folder}/metrics.csv"):
+            raise ValueError(f"{folder} holds no metrics.csv, or an empty one")
+        name = re.sub(r"-\d+$", "", os.path.basename(os.path.normpath(folder)))
+        for file in ("metrics", "eval"):
+            for row in read_rows(f"{folder}/{file}.csv"):
+                seeds = runs.setdefault(row.get("run", name), {})
+                files = seeds.setdefault((folder, row.get("seed")), {"metrics": [], "eval": []})
+                rows = files[file]
+                if not rows or row.get("set") == rows[0].get("set"):
+                    rows.append(row)
+    return {name: list(seeds.values()) for name, seeds in runs.items()}
+
+
+def find_column(rows, name):
+    """The column of CSV rows that a panel means by `name`, or None."""
+    header = list(rows[0]) if rows else []
+    for column in header:
+        if column == name or (name.endswith("@") and column.startswith(name)):
+            return column
+    return None
+
+
+def read_curve(rows, name):
+    """{step: value} of a column; empty cells and NaN are left out."""
+    column = find_column(rows, name)
+    curve = {}
+    for row in rows:
+        step, value = row.get("step"), row.get(column)
+        if step and value and value != "nan":
+            curve[int(step)] = float(value)
+    return curve
+
+
+def draw_panel(axis, panel, groups, journey):
+    title, file, columns = panel
+    for i, (name, runs) in enumerate(groups.items()):
+        for column, style in columns:
+            curves = [read_curve(files[file], column) for files in runs]
+            steps = sorted(set().union(*curves))
+            if not steps:
+                continue
+            at_step = [[curve[step] for curve in curves if step in curve] for step in steps]
+            mean = [sum(values) / len(values) for values in at_step]
+            low = [min(values) for values in at_step]
+            high = [max(values) for values in at_step]
+            if journey:  # each stage is as wide as any other
+                last = int(runs[0]["metrics"][-1]["step"])
+                steps = [i + step / last for step in steps]
+            label = None
+            if len(groups) == 1 and len(columns) > 1:
+                label = find_column(runs[0][file], column)
+            elif style == "-":
+                label = name
+            axis.plot(steps, mean, style, color=f"C{i}", label=label)
+            axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+    axis.set_title(title, fontsize=11)
+    axis.grid(alpha=0.3)
+    if axis.dataLim.ymin >= 0:
         axis.set_ylim(bottom=0)
-        if journey:
-            axis.set_xticks(range(len(groups)), groups, fontsize=7, ha="left")
-        else:
-            axis.set_xlabel("step")
-    axes.flat[0].legend(fontsize=9)
-    seeds = max(map(len, groups.values()))
-    figure.suptitle(", ".join(groups) + (f": mean and range of {seeds} seeds" if seeds > 1 else ""))
+    if journey:
+        axis.set_xticks(range(len(groups)), groups, fontsize=7, ha="left")
+    else:
+        axis.set_xlabel("step")
+
+
+def draw(folders, out, journey=False):
+    groups = read_runs(folders)
+    lines = math.ceil(len(PANELS) / COLUMNS)
+    figure = Figure(figsize=(13, 3 * lines), layout="constrained")
+    for place, panel in enumerate(PANELS, 1):
+        draw_panel(figure.add_subplot(lines, COLUMNS, place), panel, groups, journey)
+    if figure.axes[0].lines:
+        figure.axes[0].legend(fontsize=9)
+    title = ", ".join(groups)
+    seeds = max(len(runs) for runs in groups.values())
+    if seeds > 1:
+        title += f": mean and range of {seeds} seeds"
+    figure.suptitle(title)
     figure.savefig(out, dpi=110)
     print(f"wrote {out}")
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>pocket-r1</title>
-<style>body {{font: 15px sans-serif; margin: 2em}} td {{padding-right: 1em}} pre {{white-space: pre-wrap}}</style>
-<img src="data:image/png;base64,{image}">{runs}"""
+<style>body {{font: 15px sans-serif; margin: 2em}} td {{padding-right: 1em}}
+pre {{white-space: pre-wrap}}</style>
+<img src="data:image/png;base64,{image}">{parts}"""
 
 
-def report(runs, picture):
-    """A page that needs no other file: the curves, and of each run what was judged and the groups of samples.txt."""
+def html_row(cells):
+    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def report(folders, picture):
+    """A page that needs no other file: curves, and of each folder eval.csv and samples.txt."""
     parts = []
-    for run in runs:
-        parts.append(f"<h2>{html.escape(run)}</h2><table>")
-        judged = list(csv.DictReader(lines(f"{run}/eval.csv")))
-        columns = [name for name in judged[0] if not name.endswith("_ci")] if judged else []
-        for row in [dict(zip(columns, columns)), *judged]:
-            parts.append("<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in columns) + "</tr>")
+    for folder in folders:
+        parts.append(f"<h2>{html.escape(folder)}</h2><table>")
+        rows = read_rows(f"{folder}/eval.csv")
+        if rows:
+            columns = [name for name in rows[0] if not name.endswith("_ci")]
+            parts.append(html_row(columns))
+            for row in rows:
+                parts.append(html_row(row[name] for name in columns))
         parts.append("</table>")
-        for group in "\n".join(lines(f"{run}/samples.txt")).split("=== ")[1:]:
-            step, _, text = map(html.escape, group.partition("\n"))
-            parts.append(f"<details><summary>{step}: a prompt and its group</summary><pre>{text}</pre></details>")
-    with open(picture, "rb") as f:
-        image = base64.b64encode(f.read()).decode()
-    return PAGE.format(image=image, runs="\n".join(parts))
+        for group in read_text(f"{folder}/samples.txt").split("=== ")[1:]:
+            step, _, text = html.escape(group).partition("\n")
+            summary = f"<summary>{step}: a prompt and its group</summary>"
+            parts.append(f"<details>{summary}<pre>{text}</pre></details>")
+    image = base64.b64encode(Path(picture).read_bytes()).decode()
+    return PAGE.format(image=image, parts="\n".join(parts))
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="run folders")
-    parser.add_argument("--journey", action="store_true", help="the runs are stages: draw one after the other")
-    parser.add_argument("--out", default="", help="the picture (default: curves.png in the first run's folder)")
+    parser = Parser(description=__doc__)
+    parser.add_argument("folders", nargs="+", metavar="runs", help="folders of runs or studies")
+    parser.add_argument("--journey", action="store_true", help="draw the runs one after the other")
+    parser.add_argument("--out", default="", help="the picture (default: in the first folder)")
     with one_line_errors():
         args = parser.parse_args(argv)
-        picture = args.out or os.path.join(args.runs[0], "curves.png")
-        draw(args.runs, picture, args.journey)
+        picture = args.out or os.path.join(args.folders[0], "curves.png")
+        draw(args.folders, picture, args.journey)
         if not args.out:
-            page = os.path.join(args.runs[0], "report.html")
-            with open(page, "w", encoding="utf-8") as f:
-                f.write(report(args.runs, picture))
+            page = Path(args.folders[0], "report.html")
+            page.write_text(report(args.folders, picture), encoding="utf-8")
             print(f"wrote {page}")
 
 

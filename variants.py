@@ -1,70 +1,184 @@
-"""Published variants of GRPO as choices on five axes, and the formulas that a choice can need.
+"""Published variants of GRPO as one table of choices. Same names, same order as grpo.py.
 
-    python train.py --variant dapo             the preset; a flag that contradicts it is refused
-    python train.py --ratio sequence           or any axis by its own flag
+    python train.py --algo dapo                         a row of the table
+    python train.py --algo dapo --clip_high 0.3         with one choice changed
+    python train.py --algo custom --ratio sequence      GRPO with one choice changed
 
-For one response with T tokens, advantage A, r_t = pi / pi_old, and sg() for "no gradient here", what differs is
+For a response with T tokens, advantage A, r_t = pi / pi_old, and sg() for "no gradient", they are
 
-    grpo       A = (R - mean) / std     min(r_t A, clip(r_t) A)                   mean over T          arXiv 2402.03300
-    r1         the same                 the same with r = prod_t r_t, clip 10     (one number)         arXiv 2501.12948
-    dr_grpo    A = R - mean             as grpo                                   sum / constant       arXiv 2503.20783
-    dapo       as grpo                  as grpo, clipped above at 1.28            sum / all tokens     arXiv 2503.14476
-    gspo       as grpo                  as grpo with r = (prod_t r_t)^(1/T)       (one number)         arXiv 2507.18071
-    cispo      as grpo                  sg(min(r_t, cap)) A log pi_t              sum / all tokens     arXiv 2506.13585
-    rloo       A = R - mean of others   sg(r_t) A log pi_t, KL (k1) in the reward sum / constant       arXiv 2402.14740
-    reinforce  A = R                    sg(r_t) A log pi_t                        sum / constant       Williams 1992
+    r1         A = (R - mean) / std     min(r A, clip(r) A), r = prod_t r_t       arXiv 2501.12948
+    dr_grpo    A = R - mean             as grpo, sum / constant                   arXiv 2503.20783
+    dapo       as grpo                  clipped above at 1.28, sum / all tokens   arXiv 2503.14476
+    gspo       as grpo                  as r1 with r = (prod_t r_t)^(1/T)         arXiv 2507.18071
+    cispo      as grpo                  sg(min(r_t, cap)) A log pi_t, all tokens  arXiv 2506.13585
+    rloo       A = R - mean of others   sg(r_t) A log pi_t, KL (k1) in the reward arXiv 2402.14740
+    reinforce  A = R                    sg(r_t) A log pi_t, sum / constant        Williams 1992
 
-grpo and r1 keep the KL penalty (k3), the others have none unless the row says so. dapo also replaces groups without a
-signal by groups of new problems (at most 3 samplings a step) and lowers the reward of responses in the last fifth
-before the limit. With one optimizer step a rollout r_t is 1. What a preset does not name (clip 0.2 of grpo and
-dr_grpo, say) is free.
+r1 and custom keep GRPO's KL (k3), the others have none unless the row says so. dapo also samples
+more problems than it trains on and lowers the reward of overlong responses (RUN_PRESETS).
 """
+
+from dataclasses import dataclass
+
 import torch
 
-CHOICES = dict(baseline=("group", "others", "none"), scale=("group", "batch", "none"),
-               ratio=("token", "sequence", "product"), trust=("clip", "cap"),
-               aggregate=("sequence", "token", "constant"), kl=("k1", "k2", "k3", "rk3", "reward"))
-PRESETS = {name: dict(zip(CHOICES, axes.split())) | more for name, axes, more in [
-    # name        baseline scale ratio  trust aggregate
-    ("grpo",      "group  group token    clip sequence", dict(kl="k3")),
-    ("r1",        "group  group product  clip sequence", dict(kl="k3", clip_low=10.0, clip_high=10.0)),
-    ("dr_grpo",   "group  none  token    clip constant", dict(kl_coef=0.0)),
-    ("dapo",      "group  group token    clip token", dict(kl_coef=0.0, clip_high=0.28, resample=3, overlong=0.2)),
-    ("gspo",      "group  group sequence clip sequence", dict(kl_coef=0.0, clip_low=3e-4, clip_high=4e-4)),
-    ("cispo",     "group  group token    cap  token", dict(kl_coef=0.0, cap=5.0)),
-    ("rloo",      "others none  token    cap  constant", dict(kl="reward", cap=1e9)),
-    ("reinforce", "none   none  token    cap  constant", dict(kl_coef=0.0, cap=1e9))]}
-CHOICES["variant"] = ("", *PRESETS)
+from grpo import METRICS, SHOWN, networks, rewards_differ, score, update_reference  # noqa: F401
+from logprobs import response_logprobs
+from plumbing.flags import check, flag
+
+REINFORCE = dict(scale="none", trust="cispo", cap=1e9, loss_aggregation="constant")
+PRESETS = {
+    "custom": dict(),
+    "r1": dict(ratio="product", pool_kl=True, clip_low=10.0, clip_high=10.0),
+    "dr_grpo": dict(scale="none", loss_aggregation="constant", kl_coef=0.0),
+    "dapo": dict(clip_high=0.28, loss_aggregation="token", kl_coef=0.0),
+    "gspo": dict(ratio="sequence", clip_low=3e-4, clip_high=4e-4, kl_coef=0.0),
+    "cispo": dict(trust="cispo", loss_aggregation="token", kl_coef=0.0),
+    "rloo": dict(baseline="others", kl="reward", **REINFORCE),
+    "reinforce": dict(baseline="none", kl_coef=0.0, **REINFORCE),
+}
+RUN_PRESETS = {"dapo": dict(dynamic_sampling=3, overlong=0.2)}  # what it sets of train.py's flags
+
+BASELINES = ("group", "others", "none")
+SCALES = ("group", "batch", "none")
+RATIOS = ("token", "sequence", "product")
+AGGREGATIONS = ("sequence", "token", "constant")
+KL_ESTIMATORS = ("k1", "k2", "k3", "rk3", "reward")
 
 
-def kl_estimate(d, kind="k3", ratio=1.0):
-    """d = log pi - log pi_ref of sampled tokens -> estimate of KL(pi || pi_ref) at each (Schulman 2020).
+@dataclass
+class Config:
+    group_size: int = flag(16, "G, responses per problem", at_least=2)
+    baseline: str = flag("group", "taken off a reward: the mean of the group", choices=BASELINES)
+    scale: str = flag("group", "advantages are divided by their rms over it", choices=SCALES)
+    ratio: str = flag("token", "pi / pi_old of a token, or of all tokens", choices=RATIOS)
+    trust: str = flag("clip", "clipped, or a capped weight", choices=("clip", "cispo"))
+    cap: float = flag(5.0, "with --trust cispo: the largest weight; above e^20 it is no cap")
+    clip_low: float = flag(0.2, "with --trust clip: the ratio is clipped below 1 - clip_low")
+    clip_high: float = flag(0.2, "with --trust clip: the ratio is clipped above 1 + clip_high")
+    kl_coef: float = flag(0.001, "weight of the KL to the reference; 0: no reference network")
+    kl: str = flag("k3", "rk3: ratio * k3; reward: k1 taken off the reward", choices=KL_ESTIMATORS)
+    pool_kl: bool = flag(False, "the KL, too, is one number a response, as the ratio")
+    ref_every: int = flag(400, "optimizer steps until the reference becomes the policy; 0: never")
+    loss_aggregation: str = flag("sequence", "a token's share of the loss", choices=AGGREGATIONS)
+    constant: int = flag(160, "with --loss_aggregation constant: tokens of a response", at_least=1)
+    minibatches: int = flag(4, "optimizer steps per pass over a rollout", at_least=1)
+    epochs: int = flag(1, "passes over a rollout", at_least=1)
 
-    As a loss, where pi = pi_old, k3 has the gradient of KL(pi_ref || pi), the other direction; k2 that of
-    KL(pi || pi_ref); k1 none at all in expectation. ratio * k3 has that of KL(pi || pi_ref) wherever pi is.
-    tests/test_grpo.py shows it by enumeration."""
-    if kind in ("k1", "k2"):
-        return d if kind == "k1" else d.square() / 2
-    if kind == "reward":                           # it has been taken off the reward
-        return torch.zeros_like(d)
-    k3 = (-d).clamp(max=20).exp() + d.clamp(min=-20) - 1                                                           # (4)
-    return ratio * k3 if kind == "rk3" else k3
+    def __post_init__(self):
+        check(self)
 
 
-def pooled(x, mask, kind):
-    """Log-ratios per token (N, T), 0 outside the mask -> of what `kind` compares: each token, or the whole response,
-    the same number at all its tokens: their product, or (sequence) its T-th root."""
+def unread(hp):
+    """The flags that these choices never read. Whoever gives one is told so."""
+    names = ["clip_low", "clip_high"] if hp.trust == "cispo" else ["cap"]
+    if hp.loss_aggregation != "constant":
+        names.append("constant")
+    if hp.kl_coef == 0:
+        names += ["kl", "pool_kl", "ref_every"]
+    return names
+
+
+def group_advantages(rewards, group_size, baseline="group", scale="group"):
+    """rewards (N,), the G of a group adjacent -> advantages (N,). A NaN reward gets 0."""
+    r = rewards.view(-1, group_size)  # (B, G)
+    known = ~r.isnan()
+    informative = rewards_differ(r)[:, None]
+    A = r - r.nanmean(1, keepdim=True)
+    if baseline == "none":
+        A = r
+        informative = r != 0
+    if baseline == "others":  # r - mean of the n - 1 others = n / (n - 1) (r - mean)
+        n = known.sum(1, keepdim=True)
+        A = A * n / (n - 1)
+    if scale == "group":
+        A = A / A.square().nanmean(1, keepdim=True).sqrt()
+    A = torch.where(known & informative, A, 0.0)
+    if scale == "batch" and A.any():
+        A = A / A[known].square().mean().sqrt()
+    return A.flatten()
+
+
+def advantages(rollout, hp):
+    """(N, T): one advantage a response, the same at each of its tokens."""
+    A = group_advantages(rollout.rewards, hp.group_size, hp.baseline, hp.scale)
+    if hp.kl == "reward" and rollout.ref_logprobs is not None:
+        kl = (rollout.old_logprobs - rollout.ref_logprobs).sum(1)
+        price = torch.where(rollout.rewards.isnan(), torch.nan, hp.kl_coef * kl)
+        A = A - group_advantages(price, hp.group_size, hp.baseline, scale="none")
+    return A[:, None] * rollout.response_mask
+
+
+def weights(mask, hp):
+    """mask (N, T) of an optimizer step -> each token's share of its loss, 0 outside the mask."""
+    responses = mask.any(1).sum().clamp(min=1)
+    if hp.loss_aggregation == "token":
+        return mask / mask.sum().clamp(min=1)
+    if hp.loss_aggregation == "constant":
+        return mask / (responses * hp.constant)
+    return mask / mask.sum(1, keepdim=True).clamp(min=1) / responses
+
+
+def pooled(log_ratio, mask, kind):
+    """Log-ratios per token (N, T), 0 outside the mask -> those that `kind` of ratio compares.
+
+    token: as they are; product: the sum over the response at each token; sequence: the mean."""
     if kind == "token":
-        return x
-    total = x.sum(1, keepdim=True) / (mask.sum(1, keepdim=True).clamp(min=1) if kind == "sequence" else 1)
+        return log_ratio
+    total = log_ratio.sum(1, keepdim=True)
+    if kind == "sequence":
+        total = total / mask.sum(1, keepdim=True).clamp(min=1)
     return torch.where(mask, total, 0.0)
 
 
-def process_advantages(rewards, group_size):
-    """Process supervision (DeepSeekMath, section 4.1.3): a reward at the end of each step of a response.
+def kl_estimate(d, kind="k3", ratio=1.0):
+    """d = log pi - log pi_ref of sampled tokens -> estimate of KL(pi || pi_ref) (Schulman 2020).
 
-    rewards (N, T), NaN where no step ends -> advantages (N, T): rewards are normalised over all steps of the group, as
-    those of whole responses are, and a token's advantage is the sum over the steps that end at it or after it."""
-    from grpo import group_advantages              # here, since grpo.py imports this file
-    z = group_advantages(rewards.flatten(), group_size * rewards.shape[1])
-    return z.view_as(rewards).flip(1).cumsum(1).flip(1)
+    As a loss, where pi = pi_old, k3 has the gradient of KL(pi_ref || pi), the other direction; k2
+    that of KL(pi || pi_ref); k1 none in expectation. rk3 has that of KL(pi || pi_ref) always."""
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "reward":  # it has been taken off the reward
+        return torch.zeros_like(d)
+    k3 = (-d).clamp(max=20).exp() + d.clamp(min=-20) - 1
+    return ratio * k3 if kind == "rk3" else k3
+
+
+def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
+    """All (N, T), mask bool -> objective per token (N, T), and metrics as sums over tokens."""
+    logprobs = torch.where(mask, logprobs, 0.0)
+    old_logprobs = torch.where(mask, old_logprobs, 0.0)
+    A = torch.where(mask, advantages, 0.0)
+    ratio = pooled(logprobs - old_logprobs, mask, hp.ratio).clamp(-20, 20).exp()
+    if hp.trust == "clip":
+        clipped = ratio.clamp(1 - hp.clip_low, 1 + hp.clip_high)
+        J = torch.minimum(ratio * A, clipped * A)
+    else:
+        clipped = ratio.clamp(max=hp.cap)
+        J = clipped.detach() * A * logprobs
+    metrics = {
+        "clip_low": ((ratio < clipped) & (A < 0)).sum(),
+        "clip_high": ((ratio > clipped) & (A > 0)).sum(),
+    }
+    if ref_logprobs is not None:
+        d = logprobs - torch.where(mask, ref_logprobs, 0.0)
+        metrics["kl"] = kl_estimate(d.detach()).sum()
+        if hp.pool_kl:
+            d = pooled(d, mask, hp.ratio)
+        J = J - hp.kl_coef * kl_estimate(d, hp.kl, ratio) * mask
+    return J, metrics
+
+
+def loss(nets, batch, hp):
+    """A micro-batch of an optimizer step -> its part of -J, a scalar, and metrics as above."""
+    logprobs, entropy = response_logprobs(nets.policy, batch)
+    old_logprobs = batch.old_logprobs
+    if hp.minibatches * hp.epochs == 1:  # pi is pi_old: the ratio is 1 exactly
+        old_logprobs = logprobs.detach()
+    mask = batch.response_mask
+    J, metrics = objective(logprobs, old_logprobs, batch.advantages, mask, hp, batch.ref_logprobs)
+    metrics["entropy"] = entropy.detach().sum()
+    metrics["mean_abs_log_ratio"] = (logprobs.detach() - batch.old_logprobs).abs().sum()
+    return -(J * batch.weights).sum(), metrics

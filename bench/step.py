@@ -1,14 +1,17 @@
-"""One training step on fixed work, so that others can be held against it: time, its split, and peak memory.
+"""One training step on fixed work: time, its split, and peak memory, as a line of JSON.
 
-    python bench/step.py --setting S --algo grpo              a line of JSON
+    python bench/step.py --setting S --algo grpo
 
 S: 256 wide, 6 layers, 8 heads, SwiGLU 704, vocabulary 512; 32 prompts of 32 ids, 8 responses each.
 R: the shape of SmolLM2-135M, vocabulary 49,152; 4 prompts of 64 ids, 8 responses each.
-Both: random weights, 64 new tokens in every response, reward = share of even ids, lr 1e-4, one update a rollout. of_it_head:
-what the head and the log-probs take of the update, forward and backward, timed alone;
-product_gflops: the rate of one product of matrices, to hold the seconds against; estimate_mb: what train.py --dry_run
-would say. Each run is a process of its own: its peak memory is that of nothing else.
+Both: random weights, 64 new tokens in every response, reward = share of even ids, lr 1e-4, one
+optimizer step a rollout.
+
+of_it_head: what the head and the log-probs take of the update, forward and backward, timed alone.
+product_gflops: the rate of one matrix product, to hold the seconds against. estimate_mb: what
+train.py --dry-run would say. Each run is a process of its own, and so is its peak memory.
 """
+
 import argparse
 import json
 import os
@@ -16,94 +19,167 @@ import resource
 import statistics
 import sys
 import time
-from types import SimpleNamespace
 
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import memory
-import train
-from logprobs import token_logprobs
-from model import GPT, GPTConfig
-from sampler import sample
+import train  # noqa: E402
+from logprobs import token_logprobs  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
+from sampler import sample  # noqa: E402
+from start import memory  # noqa: E402
+from start.compose import autocast  # noqa: E402
+from start.resume import parse_run  # noqa: E402
 
-SETTINGS = {
-    "S": (GPTConfig(vocab_size=512, n_layer=6, n_head=8, n_kv_head=8, n_embd=256, n_hidden=704), 32, 32),
-    "R": (GPTConfig(vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, n_hidden=1536), 4, 64),
-}
+S = GPTConfig(vocab_size=512, n_layer=6, n_head=8, n_kv_head=8, n_embd=256, n_hidden=704)
+R = GPTConfig(vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, n_hidden=1536)
+SETTINGS = {"S": (S, 32, 32), "R": (R, 4, 64)}  # shape, prompts, ids of a prompt
+GROUP_SIZE = 8
+NEW_TOKENS = 64
+
+
+def now(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def make_run(args, shape, prompts):
+    """A train.Run without task, tokenizer and folder: nothing here needs them."""
+    flags = {
+        "algo": args.algo,
+        "group_size": GROUP_SIZE,
+        "kl_coef": args.kl_coef,
+        "minibatches": 1,
+        "lr": 1e-4,
+        "prompts_per_step": prompts,
+        "max_new_tokens": NEW_TOKENS,
+        "tokens_per_microbatch": args.tokens_per_microbatch,
+        "device": args.device,
+        "dtype": args.dtype,
+        "out": "no such folder",
+    }
+    argv = [f"--{name}={value}" for name, value in flags.items()]
+    config, hp, algo, _ = parse_run(argv, __doc__, train.Config)
+    nets = algo.networks(GPT(shape).to(args.device), hp)
+    optimizer = train.make_optimizer(nets, hp, config.lr)
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr
+    return train.Run(
+        config=config,
+        algo=algo,
+        hp=hp,
+        nets=nets,
+        optimizer=optimizer,
+        tokenizer=None,
+        task=None,
+        judge=None,
+        autocast=autocast(config),
+    )
+
+
+def time_step(run, shape, prompts, prompt_length, step):
+    """-> seconds of sampling, of the other networks and advantages, of the update"""
+    device = run.config.device
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randint(shape.vocab_size, (prompts, prompt_length), generator=generator).tolist()
+    began = now(device)
+    with run.autocast:
+        rollout = sample(run.nets.policy, ids, GROUP_SIZE, NEW_TOKENS, seed=step)
+    rollout.step = step
+    rollout.rewards = (rollout.response_ids % 2 == 0).float().mean(1)
+    sampled = now(device)
+    train.score(run, rollout)
+    rollout.advantages = run.algo.advantages(rollout, run.hp)
+    scored = now(device)
+    train.update(run, rollout, step)
+    return sampled - began, scored - sampled, now(device) - scored
+
+
+def time_head(run, shape, tokens):
+    """The log-probs of all responses by themselves, which are a part of the update."""
+    device = run.config.device
+    hidden = torch.randn(tokens, shape.n_embd, device=device, requires_grad=True)
+    times = []
+    for _ in range(3):
+        began = now(device)
+        for part in hidden.split(run.config.tokens_per_microbatch):
+            targets = torch.zeros(len(part), dtype=torch.long, device=device)
+            with run.autocast:
+                logprobs, _ = token_logprobs(part, run.nets.policy.head, targets)
+                logprobs.sum().backward()
+        times.append(now(device) - began)
+    return min(times)
+
+
+def product_gflops(run):
+    """What the machine gives at this moment."""
+    device = run.config.device
+    a = torch.randn(2048, 576, device=device)
+    b = torch.randn(576, 1536, device=device)
+    rates = []
+    for _ in range(9):
+        began = now(device)
+        with run.autocast:
+            a @ b
+        rates.append(2e-9 * 2048 * 576 * 1536 / (now(device) - began))
+    return statistics.median(rates)
+
+
+def peak_bytes(device):
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--setting", default="S", choices=SETTINGS)
-    parser.add_argument("--algo", default="grpo", choices=train.ALGORITHMS)
+    parser.add_argument("--algo", default="grpo", help="as for train.py")
     parser.add_argument("--kl_coef", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens", type=int, default=4096, help="padded tokens per micro-batch")
+    parser.add_argument("--tokens_per_microbatch", type=int, default=4096)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    shape, B, P = SETTINGS[args.setting]
-    algo, G = train.ALGORITHMS[args.algo], 8
-    hp = algo.Config(group_size=G, kl_coef=args.kl_coef, minibatches=1)
-    nets = algo.networks(GPT(shape).to(args.device), hp)
-    trained = [net for name, net in vars(nets).items() if net is not None and name != "ref"]
-    run = SimpleNamespace(
-        algo=algo, hp=hp, nets=nets, config=train.Config(algo=args.algo, lr=1e-4, tokens=args.tokens, device=args.device,
-                                                            dtype=args.dtype, problems=B, max_new_tokens=64),
-        precision=torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"),
-        optimizer=torch.optim.AdamW([{"params": list(net.parameters())} for net in trained], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
-    cuda = args.device == "cuda"
-    times = []
-    for step in range(args.steps + 1):
-        prompts = torch.randint(shape.vocab_size, (B, P), generator=torch.Generator().manual_seed(step)).tolist()
-        marks = [now(cuda)]
-        with run.precision:
-            rollout = sample(nets.policy, prompts, G, 64, seed=step)
-        rollout.rewards = (rollout.response_ids % 2 == 0).float().mean(1)
-        marks.append(now(cuda))
-        train.score(run, rollout)
-        rollout.advantages = algo.advantages(rollout, hp)
-        marks.append(now(cuda))
-        train.update(run, rollout, step)
-        marks.append(now(cuda))
-        times.append([b - a for a, b in zip(marks, marks[1:])])
-    hidden = torch.randn(B * G * 64, shape.n_embd, device=args.device, requires_grad=True)
-    head = []
-    for _ in range(3):                            # the log-probs of all responses by themselves: a part of the update
-        began = now(cuda)
-        for part in hidden.split(args.tokens):
-            with run.precision:
-                token_logprobs(part, nets.policy.head, torch.zeros(len(part), dtype=torch.long, device=args.device))[0].sum().backward()
-        head.append(now(cuda) - began)
-    a, b = torch.randn(2048, 576, device=args.device), torch.randn(576, 1536, device=args.device)
-    rates = []
-    for _ in range(9):                            # what the machine gives at best in this hour
-        began = now(cuda)
-        with run.precision:
-            a @ b
-        rates.append(2e-9 * 2048 * 576 * 1536 / (now(cuda) - began))
-    sample_s, score_s, update_s = (statistics.median(column) for column in zip(*times[1:]))
-    seconds = statistics.median(map(sum, times[1:]))
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(dict(
-        setting=args.setting, algo=args.algo, kl_coef=args.kl_coef, dtype=args.dtype, device=args.device, threads=torch.get_num_threads(),
-        trained_parameters=sum(p.numel() for net in trained for p in net.parameters()), seconds=round(seconds, 3), sample=round(sample_s, 3),
-        score=round(score_s, 3), update=round(update_s, 3), of_it_head=round(min(head), 3), tokens_per_second=round(B * G * 64 / seconds), peak_mb=round(peak / 2 ** 20),
-        estimate_mb=round(memory.peak(memory.estimate(nets, run.config, G, P, run.precision)) / 2 ** 20),
-        product_gflops=round(statistics.median(rates)),
-        torch=torch.__version__)))
-
-
-def now(cuda):
-    if cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    shape, prompts, prompt_length = SETTINGS[args.setting]
+    run = make_run(args, shape, prompts)
+    times = [time_step(run, shape, prompts, prompt_length, i) for i in range(args.steps + 1)]
+    timed = times[1:]
+    tokens = prompts * GROUP_SIZE * NEW_TOKENS
+    head_seconds = time_head(run, shape, tokens)
+    gflops = product_gflops(run)
+    peak = peak_bytes(args.device)
+    parts = memory.estimate(run.nets, run.config, GROUP_SIZE, prompt_length)
+    seconds = statistics.median(sum(t) for t in timed)
+    parameters = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])
+    line = {
+        "setting": args.setting,
+        "algo": args.algo,
+        "kl_coef": args.kl_coef,
+        "dtype": args.dtype,
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "trained_parameters": parameters,
+        "seconds": round(seconds, 3),
+        "sample": round(statistics.median(t[0] for t in timed), 3),
+        "score": round(statistics.median(t[1] for t in timed), 3),
+        "update": round(statistics.median(t[2] for t in timed), 3),
+        "of_it_head": round(head_seconds, 3),
+        "tokens_per_second": round(tokens / seconds),
+        "peak_mb": round(peak / 2**20),
+        "estimate_mb": round(parts["peak"] / 2**20),
+        "product_gflops": round(gflops),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

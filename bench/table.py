@@ -1,46 +1,282 @@
-"""Results of several runs as one Markdown table: the base, and each run at its last step, as the mean over its seeds
-(lowest-highest).
+"""The tables of the studies, in Markdown, from a study folder or from run folders.
 
-    python bench/table.py results/r1_zero [HELD-OUT SET]
+    python bench/table.py final results/r1_zero --set "5 numbers"    the base, each run at its end
+    python bench/table.py compare results/compare                    after equally many responses
+    python bench/table.py stages results/r1                          stages of r1.sh and distill.sh
+    python bench/table.py reward_hacking results/r1                  reward model against rule
+
+Cells are the mean over the seeds (lowest-highest). A run folder is named NAME-SEED; a stage of
+runs/r1.sh is named after the stage, and the folder around it may end in -SEED.
 """
+
+import argparse
 import csv
 import os
 import re
-import sys
+import statistics
+from collections import defaultdict
 
-COLUMNS = ("pass@1", "cons@16", "pass@16", "greedy", "length", "reflection", "format", "language", "truncated")
+MAIN_SET = "4 numbers"
+RESPONSES = 40 * 256  # compare: every run is judged after at most so many sampled responses
+LEVEL = 0.8  # compare: steps and seconds until pass@1 crosses this level
+FILES = ("metrics.csv", "eval.csv", "held_out.csv")
 
 
-def read(path):
-    with open(path) as f:
-        return list(csv.DictReader(f))
+def run_and_seed(folder):
+    """out/grpo-2 -> ("grpo", "2");  out/r1-1/3-sft -> ("3-sft", "1");  out/r1/3-sft -> (.., "0")"""
+    parent, name = os.path.split(os.path.normpath(folder))
+    own = re.fullmatch(r"(.+)-(\d+)", name)
+    if own:
+        return own[1], own[2]
+    seed = re.search(r"-(\d+)$", parent)
+    return name, seed[1] if seed else "0"
+
+
+def read_rows(folders, file):
+    """The rows of a CSV file of all folders, {column: text}, with run and seed in front."""
+    rows = []
+    for folder in folders:
+        path = os.path.join(folder, file)
+        if not os.path.exists(path):
+            continue
+        run, seed = run_and_seed(folder)
+        with open(path, encoding="utf-8", newline="") as f:
+            for row in csv.DictReader(f):
+                rows.append({"run": run, "seed": seed} | row)
+    return rows
+
+
+def write_csv(path, rows):
+    """Rows with different columns: all columns; what is missing is empty."""
+    columns = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    with open(path, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_runs(folders):
+    """{name of a run: [{file: its rows}, one a seed]}"""
+    runs = defaultdict(lambda: defaultdict(lambda: {file: [] for file in FILES}))
+    for file in FILES:
+        for row in read_rows(folders, file):
+            runs[row["run"]][row["seed"]][file].append(row)
+    return {name: list(seeds.values()) for name, seeds in runs.items()}
 
 
 def cell(values, digits):
-    mean = f"{sum(values) / len(values):.{digits}f}"
-    return mean if min(values) == max(values) else f"{mean} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+    """[0.5, 0.75] -> "0.625 (0.500-0.750)" """
+    mean = f"{statistics.mean(values):.{digits}f}"
+    lowest, highest = min(values), max(values)
+    if lowest == highest:
+        return mean
+    return f"{mean} ({lowest:.{digits}f}-{highest:.{digits}f})"
 
 
-def main(folder, which="4 numbers"):
-    runs = {}
-    for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        if os.path.exists(os.path.join(path, "eval.csv")):
-            rows = [r for r in read(os.path.join(path, "eval.csv")) if r["set"] == which]
-            rows.sort(key=lambda r: int(r["step"]))
-            seconds = sum(float(r["seconds"]) for r in read(os.path.join(path, "metrics.csv")))
-            if rows and rows[0]["step"] != rows[-1]["step"]:                     # it has come to its end
-                runs.setdefault(re.sub(r"-\d+$", "", name), []).append((rows, seconds))
-    print(f"| {which} | step | " + " | ".join(COLUMNS) + " | seconds of RL |\n|" + "---|" * (len(COLUMNS) + 3))
-    first = next(iter(runs.values()))
-    for name, members in [("base", first), *runs.items()]:
-        picked = [rows[0] if name == "base" else rows[-1] for rows, _ in members]
-        cells = [cell([float(r[c]) for r in picked], 1 if c == "length" else 3) for c in COLUMNS]
-        if name == "base":                        # the same samples whatever the seed of RL
-            cells = [c.split(" ")[0] for c in cells]
-        clock = "" if name == "base" else cell([s for _, s in members], 0)
-        print(f"| {name} | {picked[0]['step']} | " + " | ".join(cells) + f" | {clock} |")
+def print_table(header, rows):
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def evaluations(run, held_out_set):
+    """The rows of eval.csv for one held-out set, by step."""
+    rows = [row for row in run["eval.csv"] if row["set"] == held_out_set]
+    return sorted(rows, key=lambda row: int(row["step"]))
+
+
+def seconds_of(run):
+    return sum(float(row["seconds"]) for row in run["metrics.csv"])
+
+
+def final(runs, held_out_set):
+    """The base, which is the first evaluation of the first run, and each run at its last one."""
+    columns = [
+        "pass@1",
+        "cons@16",
+        "pass@16",
+        "greedy",
+        "length",
+        "reflection",
+        "format",
+        "language",
+        "truncated",
+    ]
+    rows = []
+    for name, seeds in runs.items():
+        evaluated = [evaluations(run, held_out_set) for run in seeds]
+        finished = [i for i, rounds in enumerate(evaluated) if len(rounds) > 1]
+        if not finished:
+            continue
+        first = evaluated[finished[0]][0]
+        last = [evaluated[i][-1] for i in finished]
+        if not rows:
+            base = [cell([float(first[c])], 1 if c == "length" else 3) for c in columns]
+            rows.append(["base", first["step"], *base, ""])
+        cells = [cell([float(row[c]) for row in last], 1 if c == "length" else 3) for c in columns]
+        seconds = cell([seconds_of(seeds[i]) for i in finished], 0)
+        rows.append([name, last[0]["step"], *cells, seconds])
+    print_table([held_out_set, "step", *columns, "seconds of RL"], rows)
+
+
+def crossing(points):
+    """[(pass@1, steps, seconds)] -> (steps, seconds) where the line through them crosses LEVEL."""
+    for before, after in zip(points, points[1:], strict=False):
+        if before[0] < LEVEL <= after[0]:
+            part = (LEVEL - before[0]) / (after[0] - before[0])
+            steps = before[1] + part * (after[1] - before[1])
+            seconds = before[2] + part * (after[2] - before[2])
+            return steps, seconds
+    return None, None
+
+
+def summary(run):
+    """A run at its last evaluation within RESPONSES -> {column: number or None}; None if it is
+    not finished."""
+    rounds = evaluations(run, MAIN_SET)
+    if not rounds or int(rounds[-1]["step"]) < 40:
+        return None
+    responses = {0: 0}
+    seconds = {0: 0.0}
+    for row in run["metrics.csv"]:
+        step = int(row["step"])
+        responses[step] = responses[step - 1] + int(row["responses"])
+        seconds[step] = seconds[step - 1] + float(row["seconds"])
+    rounds = [row for row in rounds if responses[int(row["step"])] <= RESPONSES]
+    points = [(float(row["pass@1"]), int(row["step"]), seconds[int(row["step"])]) for row in rounds]
+    steps_to_level, seconds_to_level = crossing(points)
+    last = rounds[-1]
+    step = int(last["step"])
+    kl = statistics.mean(float(row["kl"]) for row in run["metrics.csv"][step - 5 : step])
+    names = ("pass@1", "pass@1_ci", "cons@16", "cons@16_ci", "length", "reflection")
+    return {name: float(last[name]) for name in names} | {
+        "steps to 80%": steps_to_level,
+        "seconds to 80%": seconds_to_level,
+        "seconds a step": seconds[len(run["metrics.csv"])] / len(run["metrics.csv"]),
+        "KL": None if kl != kl else kl,
+    }
+
+
+def compare_cell(summaries, column):
+    """Seconds are those of the fastest seed, which was disturbed least."""
+    values = [s[column] for s in summaries if s[column] is not None]
+    if not values:
+        return "never" if "80%" in column else "-"
+    if column == "seconds to 80%":
+        return f"{min(values):.0f}"
+    if column == "seconds a step":
+        return f"{min(values):.1f}"
+    digits = {"pass@1": 3, "cons@16": 3, "reflection": 3, "KL": 2}.get(column, 1)
+    text = cell(values, digits)
+    if "@" in column:
+        text += f" ± {statistics.mean(s[column + '_ci'] for s in summaries):.3f}"
+    if len(values) < len(summaries):
+        text += f", {len(values)} of {len(summaries)} seeds"
+    return text
+
+
+def compare(runs):
+    """Every run after the same number of sampled responses; ± is the half width of the 95%
+    interval over the problems; KL is the mean of the last five steps."""
+    columns = ["pass@1", "cons@16", "steps to 80%", "seconds to 80%", "seconds a step"]
+    columns += ["length", "reflection", "KL"]
+    finished = {}
+    for name, seeds in sorted(runs.items()):
+        summaries = [summary(run) for run in seeds]
+        finished[name] = [s for s in summaries if s is not None]
+    finished = {name: summaries for name, summaries in finished.items() if summaries}
+
+    def mean_accuracy(name):
+        return statistics.mean(s["pass@1"] for s in finished[name])
+
+    rows = []
+    for name in sorted(finished, key=mean_accuracy, reverse=True):
+        cells = [compare_cell(finished[name], column) for column in columns]
+        rows.append([name, str(len(finished[name])), *cells])
+    print_table([MAIN_SET, "seeds", *columns], rows)
+
+
+def stages(runs):
+    """The stages as bench/measure.py measured them; minutes are of training alone."""
+    columns = {  # title: (held-out set, metric, digits)
+        "pass@1": (MAIN_SET, "pass@1", 3),
+        "cons": (MAIN_SET, "cons@", 3),
+        "length": (MAIN_SET, "length", 1),
+        "format": (MAIN_SET, "format", 3),
+        "language": (MAIN_SET, "language", 3),
+        "reflection": (MAIN_SET, "reflection", 3),
+        "preference": ("general", "accuracy", 3),
+        "preference, greedy": ("general", "greedy", 3),
+    }
+    rows = []
+    for name, seeds in sorted(runs.items(), key=lambda item: (item[0] != "base", item[0])):
+        measured = [row for run in seeds for row in run["held_out.csv"]]
+        if not measured:
+            continue
+        cells = []
+        for held_out_set, metric, digits in columns.values():
+            if metric == "cons@":  # the number of samples is in the name
+                metric = next(c for c in measured[0] if re.fullmatch(r"cons@\d+", c))
+            values = [float(row[metric]) for row in measured if row["set"] == held_out_set]
+            cells.append(cell(values, digits))
+        trained = [run for run in seeds if run["metrics.csv"]]
+        steps, minutes = "", ""
+        if trained:
+            steps = cell([len(run["metrics.csv"]) for run in trained], 0)
+            minutes = f"{statistics.mean(seconds_of(run) for run in trained) / 60:.1f}"
+        rows.append([name, *cells, steps, minutes])
+    print_table(["stage", *columns, "steps", "minutes"], rows)
+
+
+def reward_hacking(runs):
+    """What the reward model and the rule say while a policy is trained on the reward model alone,
+    and what the rule says while it is the reward itself. The reward model's column is the mean of
+    the five steps before, on training requests; the rule's is of held-out requests."""
+    for name in ("4c-reward-model-only", "4d-rule-only"):
+        if name not in runs:
+            raise SystemExit(f"no run {name}: runs/r1.sh makes it")
+    reward_model = defaultdict(list)
+    rule = defaultdict(list)
+    rule_as_reward = defaultdict(list)
+    for run in runs["4c-reward-model-only"]:
+        accuracy = [float(row["accuracy"]) for row in run["metrics.csv"]]
+        for row in evaluations(run, "general"):
+            step = int(row["step"])
+            recent = accuracy[max(0, step - 5) : step] if step > 0 else accuracy[:1]
+            reward_model[step].append(statistics.mean(recent))
+            rule[step].append(float(row["accuracy"]))
+    for run in runs["4d-rule-only"]:
+        for row in evaluations(run, "general"):
+            rule_as_reward[int(row["step"])].append(float(row["accuracy"]))
+    rows = []
+    for step in sorted(rule):
+        values = (reward_model[step], rule[step], rule_as_reward[step])
+        rows.append([str(step), *(cell(v, 3) for v in values)])
+    print_table(["step", "the reward model", "the rule", "the rule where it is the reward"], rows)
+
+
+TABLES = {f.__name__: f for f in (final, compare, stages, reward_hacking)}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("folders", nargs="+", help="a study folder, or run folders")
+    parser.add_argument("--set", default=MAIN_SET, help="final: the held-out set")
+    args = parser.parse_args()
+    runs = read_runs(args.folders)
+    if not runs:
+        raise SystemExit(f"{' '.join(args.folders)}: no metrics.csv, eval.csv or held_out.csv")
+    if args.table == "final":
+        final(runs, args.set)
+    else:
+        TABLES[args.table](runs)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,21 +1,23 @@
-"""The work of bench/step.py, or of the main job, done by TRL's GRPOTrainer: the same shapes, prompts, rewards and optimizer
-settings.
+"""The work of bench/step.py, or of the main job, done by TRL's GRPOTrainer, as a line of JSON.
 
-    python bench/trl_step.py --setting S --dtype float32 --threads 1           a line of JSON, as bench/step.py prints
-    python bench/trl_step.py --setting pairs --steps 8 --threads 1             rollouts of `python train.py --algo grpo`
+    python bench/trl_step.py --setting S --dtype float32 --threads 1
+    python bench/trl_step.py --setting pairs --steps 8 --threads 1     python train.py --algo grpo
 
-TRL is given what made it fastest here: no gradient checkpointing, micro-batches of 64 (S, pairs) and 8 (R) responses, and with
-bfloat16 the kind of attention that --attention names (on a CPU the faster of the two differs). Its prompts are text,
-so a tokenizer of words makes ids of numbers. Needs trl, transformers and datasets.
+Same shapes, prompts, rewards and optimizer settings. TRL is given what made it fastest here: no
+gradient checkpointing, micro-batches of 64 (S, pairs) and 8 (R) responses, and with bfloat16 the
+kind of attention that --attention names (on a CPU the faster of the two differs). Its prompts are
+text, so a tokenizer of words makes ids of numbers. Needs trl, transformers and datasets.
 """
+
 import argparse
 import json
-import resource
 import os
 import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -26,12 +28,35 @@ from trl import GRPOConfig, GRPOTrainer
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from bench.step import SETTINGS  # noqa: E402
+from bench.step import GROUP_SIZE, NEW_TOKENS, SETTINGS, peak_bytes  # noqa: E402
+from data import load_task  # noqa: E402
+from data.tokenizer import Tokenizer as PairsTokenizer  # noqa: E402
+from rewards import Judge  # noqa: E402
 
-MICRO = {"S": 64, "R": 8}         # responses in a micro-batch
+MICROBATCH = {"S": 64, "R": 8, "pairs": 64}  # responses
+
+
+@dataclass
+class Work:
+    """What is trained, on what, and how it is paid."""
+
+    model: LlamaForCausalLM
+    prompts: list  # texts of numbers
+    reward: Any  # function(prompts, completion_ids, **kwargs) -> rewards
+    pad: str
+    end: str
+    prompts_per_step: int = 0
+    group_size: int = GROUP_SIZE
+    new_tokens: int = NEW_TOKENS
+    steps_per_rollout: int = 1  # optimizer steps
+    warmup: int = 0  # rollouts
+    beta: float = 0.0  # weight of the KL
+    lr: float = 1e-4
 
 
 class Clock(TrainerCallback):
+    """Seconds of each optimizer step, with the generation before it."""
+
     def __init__(self):
         self.times = []
 
@@ -42,23 +67,143 @@ class Clock(TrainerCallback):
         self.times.append(time.perf_counter() - self.began)
 
 
-class Timed(GRPOTrainer):
-    """Seconds of generation and of everything else."""
+class TimedTrainer(GRPOTrainer):
+    """Counts the seconds of generation."""
+
     generating = 0.0
 
     def _generate(self, *args, **kwargs):
         began = time.perf_counter()
         out = super()._generate(*args, **kwargs)
-        Timed.generating += time.perf_counter() - began
+        self.generating += time.perf_counter() - began
         return out
 
 
-def even(completion_ids, **kwargs):
+def as_text(ids):
+    return " ".join(str(i) for i in ids)
+
+
+def share_of_even_ids(completion_ids, **kwargs):
     return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
 
 
+def random_work(args):
+    """S or R: the work of bench/step.py."""
+    shape, prompts_per_step, prompt_length = SETTINGS[args.setting]
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        num_hidden_layers=shape.n_layer,
+        num_attention_heads=shape.n_head,
+        num_key_value_heads=shape.n_kv_head,
+        hidden_size=shape.n_embd,
+        intermediate_size=shape.n_hidden,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        attn_implementation=args.attention,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    prompts = []
+    for _ in range(prompts_per_step * (args.steps + 1)):
+        prompts.append(as_text(torch.randint(shape.vocab_size, (prompt_length,)).tolist()))
+    return Work(
+        model=LlamaForCausalLM(config),
+        prompts=prompts,
+        reward=share_of_even_ids,
+        pad="<pad>",
+        end="<eos>",
+        prompts_per_step=prompts_per_step,
+        beta=args.kl_coef,
+    )
+
+
+def pairs_work(args, lengths):
+    """The main job. lengths: a list that the mean length of each batch of responses is added to."""
+    tokenizer = PairsTokenizer.load(f"{ROOT}/data/base")
+    task = load_task("pairs", 0)
+    judge = Judge(task.accuracy, tokenizer)
+    # TRL loads the reference from where the policy came from.
+    folder = tempfile.mkdtemp()
+    LlamaForCausalLM.from_pretrained(f"{ROOT}/data/base").save_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=args.attention)
+    problems = {as_text(tokenizer.prompt(problem)): problem for problem in task.train}
+
+    def reward(prompts, completion_ids, **kwargs):
+        rewards = []
+        total_length = 0
+        for prompt, ids in zip(prompts, completion_ids, strict=True):
+            judged = judge(problems[prompt], ids)
+            total_length += judged["length"]
+            rewards.append(judged["accuracy"] + 0.1 * judged["format"])
+        lengths.append(total_length / len(rewards))
+        return rewards
+
+    return Work(
+        model=model,
+        prompts=list(problems)[: 16 * (args.steps + 1)],
+        reward=reward,
+        pad="0",
+        end=str(tokenizer.eos_id),
+        prompts_per_step=16,
+        group_size=16,
+        new_tokens=160,
+        steps_per_rollout=4,
+        warmup=5,
+        beta=0.001,
+        lr=5e-4,
+    )
+
+
+def word_tokenizer(work):
+    """Numbers, as words, to ids."""
+    vocab_size = work.model.config.vocab_size
+    words = {str(i): i for i in range(vocab_size)}
+    words |= {"<pad>": vocab_size, "<eos>": vocab_size + 1}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=work.pad, eos_token=work.end
+    )
+
+
+def settings(work, args):
+    responses = work.prompts_per_step * work.group_size
+    microbatch = MICROBATCH[args.setting]
+    return GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1000,
+        disable_tqdm=True,
+        max_steps=(args.steps + 1) * work.steps_per_rollout,
+        per_device_train_batch_size=microbatch,
+        gradient_accumulation_steps=responses // microbatch // work.steps_per_rollout,
+        steps_per_generation=responses // microbatch,
+        num_generations=work.group_size,
+        num_iterations=1,
+        max_completion_length=work.new_tokens,
+        loss_type="grpo",
+        beta=work.beta,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        learning_rate=work.lr,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=work.warmup * work.steps_per_rollout,
+        max_grad_norm=1.0,
+        adam_beta2=0.95,
+        bf16=args.dtype == "bfloat16",
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+    )
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--setting", default="S", choices=[*SETTINGS, "pairs"])
     parser.add_argument("--kl_coef", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not")
@@ -69,57 +214,42 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    if args.setting == "pairs":
-        from data import load_task
-        from data.tokenizer import Tokenizer as Ours
-        from evaluate import judge
-        ours, problems = Ours.load(f"{ROOT}/data/base"), load_task("pairs", 0)[0]
-        V, end, B, G, T, micro, per_rollout, beta, lr = ours.vocab_size, str(ours.eos_id), 16, 16, 160, 64, 4, 0.001, 5e-4
-        model = LlamaForCausalLM.from_pretrained(f"{ROOT}/data/base", attn_implementation=args.attention)
-        folder = tempfile.mkdtemp()               # TRL loads the reference from where the policy came from
-        model.save_pretrained(folder)
-        model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=args.attention)
-        V = model.config.vocab_size
-        by_prompt = {" ".join(map(str, ours.encode(p["prompt"]))): p for p in problems}
-        prompts = list(by_prompt)[:B * (args.steps + 1)]
-
-        def reward(prompts, completion_ids, **kwargs):
-            rows = [judge(by_prompt[p], ids, ours) for p, ids in zip(prompts, completion_ids)]
-            lengths.append(sum(row["length"] for row in rows) / len(rows))
-            return [row["accuracy"] + 0.1 * row["format"] for row in rows]
-    else:
-        (shape, B, P), micro = SETTINGS[args.setting], MICRO[args.setting]
-        V = shape.vocab_size
-        end, G, T, per_rollout, beta, lr, reward = "<eos>", 8, 64, 1, args.kl_coef, 1e-4, even
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=V, num_hidden_layers=shape.n_layer, num_attention_heads=shape.n_head, num_key_value_heads=shape.n_kv_head, hidden_size=shape.n_embd,
-            intermediate_size=shape.n_hidden, max_position_embeddings=512, tie_word_embeddings=True, attn_implementation=args.attention,
-            bos_token_id=None, eos_token_id=None, pad_token_id=None))
-        prompts = [" ".join(map(str, torch.randint(V, (P,)).tolist())) for _ in range(B * (args.steps + 1))]
-    lengths, clock = [], Clock()
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(V)} | {"<pad>": V, "<eos>": V + 1}, unk_token="0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0" if args.setting == "pairs" else "<pad>", eos_token=end)
-    trainer = Timed(
-        model=model, reward_funcs=reward, processing_class=tokenizer, callbacks=[clock],
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        args=GRPOConfig(
-            output_dir=tempfile.mkdtemp(), use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1000,
-            max_steps=(args.steps + 1) * per_rollout, per_device_train_batch_size=micro,
-            gradient_accumulation_steps=B * G // micro // per_rollout, steps_per_generation=B * G // micro,
-            num_generations=G, num_iterations=1, beta=beta, loss_type="grpo", temperature=1.0, top_k=0, top_p=1.0,
-            max_completion_length=T, learning_rate=lr, lr_scheduler_type="constant_with_warmup", warmup_steps=5 * per_rollout if args.setting == "pairs" else 0, max_grad_norm=1.0, adam_beta2=0.95,
-            bf16=args.dtype == "bfloat16", gradient_checkpointing=False, shuffle_dataset=False, disable_tqdm=True))
+    lengths = []
+    work = pairs_work(args, lengths) if args.setting == "pairs" else random_work(args)
+    clock = Clock()
+    trainer = TimedTrainer(
+        model=work.model,
+        reward_funcs=work.reward,
+        processing_class=word_tokenizer(work),
+        callbacks=[clock],
+        train_dataset=Dataset.from_dict({"prompt": work.prompts}),
+        args=settings(work, args),
+    )
     if args.setting != "pairs":
-        trainer.generation_config.eos_token_id = None         # every response has 64 tokens
+        trainer.generation_config.eos_token_id = None  # every response has all its tokens
     trainer.train()
-    rollouts = [sum(clock.times[i:i + per_rollout]) for i in range(0, len(clock.times), per_rollout)]
+    rollouts = []
+    for i in range(0, len(clock.times), work.steps_per_rollout):
+        rollouts.append(sum(clock.times[i : i + work.steps_per_rollout]))
     seconds = statistics.median(rollouts[1:])
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(dict(
-        trainer="trl", setting=args.setting, kl_coef=args.kl_coef, dtype=args.dtype, attention=args.attention, threads=torch.get_num_threads(),
-        trained_parameters=sum(p.numel() for p in model.parameters()), seconds=round(seconds, 3),
-        sample=round(Timed.generating / (args.steps + 1), 3), tokens_per_second=round(B * G * (statistics.median(lengths[1:]) if lengths else T) / seconds), peak_mb=round(peak / 2 ** 20), torch=torch.__version__)))
+    length = statistics.median(lengths[1:]) if lengths else work.new_tokens
+    tokens = work.prompts_per_step * work.group_size * length
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    line = {
+        "trainer": "trl",
+        "setting": args.setting,
+        "kl_coef": args.kl_coef,
+        "dtype": args.dtype,
+        "attention": args.attention,
+        "threads": torch.get_num_threads(),
+        "trained_parameters": sum(p.numel() for p in work.model.parameters()),
+        "seconds": round(seconds, 3),
+        "sample": round(trainer.generating / (args.steps + 1), 3),
+        "tokens_per_second": round(tokens / seconds),
+        "peak_mb": round(peak_bytes(device) / 2**20),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

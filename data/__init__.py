@@ -1,115 +1,83 @@
-"""Tasks: `load_task(name, seed, reward, unsafe_code, preferred)` -> (training problems, {name: held-out problems}).
+"""Tasks: `load_task(name, seed)` -> Task, the problems of a name that --task takes.
 
-A problem is a dict: prompt, kind (which verifier of rewards.py judges it), perhaps the language of the question, and
-what the verifier needs: answer for "math"; numbers, target and perhaps pick for "countdown"; tests for "code"; item
-for "gym"; asked and answers for "general". Names joined by + are trained on in equal shares, and judged on the first
-held-out set of each before any other. A name that ends in .jsonl is a file of questions and answers (data/jsonl.py);
-about one problem in eight of it, by the CRC of its prompt, is held out. A name gym:NAME is a generator of
-reasoning-gym. A reward "file.py:function" replaces the verifiers: the function is called with the problem and the
-response and returns a float, or None for "could not judge". `preferred`, such a function made of a reward model,
-judges general requests in training; held-out ones are judged by the rule, and by the reward model as a second set.
-What may run text of the model as a program ("code", "gym") raises ValueError where the system has no sandbox for it,
-unless `unsafe_code`."""
+A name is a file of this folder with a function load(seed) -> (training problems, {name: held-out
+problems}), gym:NAME for a generator of reasoning-gym, or a .jsonl file of questions and answers. A
+new task is one new file. Names joined by + are trained on in equal shares; the first held-out set
+of each is reported before any other.
+
+A problem is a dict of data: prompt, kind, perhaps the language of the question, and what the
+verifier of that kind reads. Kind "math" is verified by rewards.equal; any other kind is a file
+data/KIND.py with a function verify(problem, answer) -> True, False, a float, or None for "could not
+tell", and a function check(problem) if a .jsonl file may have such problems: ValueError for one
+that cannot be judged. "untagged": true says that a response without <answer> tags is an answer as a
+whole.
+"""
+
 import importlib
-import itertools
 import os
-import runpy
-import zlib
+import pathlib
+import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import sandbox
-from data.jsonl import problem, read
-
-TASKS = ("pairs", "countdown", "code", "general")        # modules of this folder, imported when asked for
+import rewards
 
 
 @dataclass
-class Common:
-    """How a problem is put to the model, and where the model runs: flags of train, evaluate, sft and reward_model."""
-    chat: bool = False            # put the problems in the chat format of the model
-    system: str = ""              # with --chat: text of the system's turn
-    think: bool = False           # the prompt opens the <think> block
-    seed: int = 0                 # of all that is drawn at random (evaluate.py: of the samples)
-    device: str = "cpu"           # cpu or cuda
-    dtype: str = "float32"        # of the matrix products: float32 or bfloat16 (weights and log-probs stay float32)
+class Task:
+    """Problems and who judges them. The first held-out set is the one that training reports."""
 
-    def tokenizer(self, folder, model):
-        """The tokenizer of a checkpoint folder, with these flags. ValueError if it has more tokens than the model."""
-        from data.tokenizer import Tokenizer       # here, since `python -m data.tokenizer` imports this file first
-        tokenizer = Tokenizer.load(folder)
-        tokenizer.chat, tokenizer.system, tokenizer.think = self.chat, self.system, self.think
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
-                             f"the model {model.config.vocab_size}")
-        return tokenizer
+    train: list  # problems
+    held_out: dict  # {name: problems}
+    judges: dict = field(default_factory=dict)  # {kind: function}, in place of rewards.accuracy
+
+    def problems(self):
+        """All of them, those of training first."""
+        return self.train + [p for problems in self.held_out.values() for p in problems]
+
+    def accuracy(self, problem, response):
+        """-> a float, or None for "could not tell"."""
+        judge = self.judges.get(problem["kind"], rewards.accuracy)
+        return judge(problem, response)
 
 
-@dataclass
-class Task(Common):
-    """What is asked, and how it is judged: flags of train.py and evaluate.py."""
-    task: str = "pairs"           # pairs, countdown, code, general, gym:NAME or a .jsonl file; several joined by +
-    reward: str = ""              # file.py:function, to judge instead of the task's verifier
-    reward_model: str = ""        # folder of reward_model.py that judges the general task in place of its rule
-    unsafe_code: bool = False     # run programs of the model even where the sandbox cannot isolate them
-
-    def load(self, seed=0):
-        preferred = None
-        if self.reward_model:
-            if self.reward or "general" not in self.task.split("+"):
-                raise ValueError("--reward_model judges the task general, and not beside --reward")
-            from reward_model import as_reward       # here, since it imports the model, and this file nothing of that
-            preferred = as_reward(self.reward_model, self)
-        return load_task(self.task, seed, self.reward, self.unsafe_code, preferred)
+def task_names():
+    """The files of this folder that have a function load."""
+    files = sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    return [file.stem for file in files if re.search(r"(?m)^def load\(", file.read_text("utf-8"))]
 
 
-def check_room(name, prompts, longest_response, model):
-    """prompts (lists of ids) -> tokens of the longest. ValueError if it and a response do not fit into the context."""
-    longest, context = max(map(len, prompts)), model.config.max_seq_len
-    if longest + longest_response > context:
-        raise ValueError(f"{name}: the longest prompt, of {longest} tokens, and a response of {longest_response} "
-                         f"do not fit into the model's context of {context}")
-    return longest
+def load_task(name, seed=0):
+    """ValueError if there is no such task, or nothing that verifies a kind of its problems."""
+    if "+" in name and not os.path.exists(name):
+        return join({part: load_task(part, seed) for part in name.split("+")})
+    if name.endswith(".jsonl"):
+        train, held_out = importlib.import_module("data.jsonl").split(name)
+    elif name.startswith("gym:"):
+        generator = name.removeprefix("gym:")
+        train, held_out = importlib.import_module("data.gym").load_generator(generator, seed)
+    elif name in task_names():
+        train, held_out = importlib.import_module(f"data.{name}").load(seed)
+    else:
+        names = ", ".join(task_names())
+        raise ValueError(f"--task {name}: choose from {names}, gym:NAME, or a file NAME.jsonl")
+    task = Task(train, held_out)
+    for kind in {problem["kind"] for problem in task.problems()}:
+        rewards.verifier(kind)
+    return task
 
 
 def join(tasks):
-    """{name: (training problems, held-out sets)} -> the same of all together, in turns."""
-    longest = max(len(train) for train, _ in tasks.values())
-    train = zip(*(itertools.islice(itertools.cycle(train), longest) for train, _ in tasks.values()))
-    count = Counter(s for _, sets in tasks.values() for s in sets)             # two may have one of the same name
-    named = [[(f"{task}: {s}" if count[s] > 1 else s, problems) for s, problems in sets.items()]
-             for task, (_, sets) in tasks.items()]
-    return [*itertools.chain(*train)], dict(s for turn in itertools.zip_longest(*named) for s in turn if s)
-
-
-def load_task(name, seed=0, reward="", unsafe_code=False, preferred=None):
-    if "+" in name and not os.path.exists(name):
-        return join({part: load_task(part, seed, reward, unsafe_code, preferred) for part in name.split("+")})
-    if name.endswith(".jsonl"):
-        parts = {True: {}, False: {}}          # by prompt: a row that stands twice is one problem
-        for row in read(name, convert=problem):
-            parts[zlib.crc32(row["prompt"].encode(errors="replace")) % 8 == 0][row["prompt"]] = row
-        if not all(parts.values()):
-            raise ValueError(f"{name}: too few rows to hold one in eight out")
-        train, sets = list(parts[False].values()), {"held out": list(parts[True].values())}
-    elif name.startswith("gym:"):
-        train, sets = importlib.import_module("data.gym").load(seed, name.removeprefix("gym:"))
-    elif name in TASKS:
-        train, sets = importlib.import_module(f"data.{name}").load(seed)
-    else:
-        raise ValueError(f"--task {name}: choose from {', '.join(TASKS)}, gym:NAME, or a file that ends in .jsonl")
-    rows = sum(sets.values(), train)
-    if reward:
-        path, _, function = reward.rpartition(":")
-        found = runpy.run_path(path).get(function) if path else None       # the user's own program
-        if not callable(found):
-            raise ValueError(f"--reward {reward}: a file and a function in it are needed, as in rewards.py:accuracy")
-        for row in rows:
-            row["reward"] = found
-    elif preferred and name == "general":
-        sets["general by reward model"] = [row | {"reward": preferred} for row in sets["general"]]
-        for row in train:
-            row["reward"] = preferred
-    elif any(row["kind"] in ("code", "gym") for row in rows):
-        sandbox.start(unsafe_code)
-    return train, sets
+    """{name: Task} -> one Task of all, in turns. A short one starts again until all have ended."""
+    train = []
+    held_out = {}
+    for i in range(max(len(task.train) for task in tasks.values())):
+        for task in tasks.values():
+            train.append(task.train[i % len(task.train)])
+    uses = Counter(set_name for task in tasks.values() for set_name in task.held_out)
+    for turn in range(max(len(task.held_out) for task in tasks.values())):
+        for name, task in tasks.items():
+            for set_name in list(task.held_out)[turn : turn + 1]:
+                unique = set_name if uses[set_name] == 1 else f"{name}: {set_name}"
+                held_out[unique] = task.held_out[set_name]
+    return Task(train, held_out)

@@ -1,21 +1,38 @@
-"""Any generator of reasoning-gym (optional) as a task, with its own scorer:    --task gym:chain_sum
+"""Any generator of reasoning-gym (optional) as a task, with its own scorer: --task gym:chain_sum
 
-Generator and scorer run in the process of outside.py, which remembers the items; a problem holds their numbers.
+Generator and scorer run in the process of verifiers/external.py, which makes an item from its
+numbers; a problem holds these.
 """
+
 from tqdm import tqdm
 
-import outside
 from data.prompt import ask
+from verifiers import external
 
 
-def load(seed, name):
-    """(training problems, {name: held-out problems}); no question that is held out is trained on. ValueError names
-    the generator, or the package, that there is not."""
-    items = [(name, 0, i) for i in range(128)] + [(name, 10_000 * (seed + 1), i) for i in range(1024)]
+def verify(problem, answer):
+    """The generator's own score, 0 to 1; None if it takes too long."""
+    return external.REASONING_GYM.ask(*problem["item"], answer)
+
+
+def make_problems(generator, seed, count):
+    problems = []
     try:
-        asked = [outside.ask("reasoning_gym", *item) for item in tqdm(items, desc=name, leave=False)]
+        for index in tqdm(range(count), desc=generator, leave=False):
+            item = (generator, seed, index)
+            question = external.REASONING_GYM.ask(*item)
+            if question:  # None: it took too long
+                problems.append({"kind": "gym", "item": item, **ask(question)})
     except RuntimeError as error:
-        raise ValueError(f"--task gym:{name}: {str(error).splitlines()[-1]}") from None
-    made = [ask(question) | {"kind": "gym", "item": item} for item, question in zip(items, asked) if question]
-    test = {p["prompt"]: p for p in made if p["item"][1] == 0}
-    return [p for p in made if p["prompt"] not in test], {"held out": list(test.values())}
+        raise ValueError(f"--task gym:{generator}: {str(error).splitlines()[-1]}") from None
+    return problems
+
+
+def load_generator(generator, seed):
+    """-> training problems, {name: held-out problems}; no held-out question is trained on.
+
+    ValueError names the generator, or the package, that there is not."""
+    test = {problem["prompt"]: problem for problem in make_problems(generator, 0, 128)}
+    train = make_problems(generator, 10_000 * (seed + 1), 1024)
+    train = [problem for problem in train if problem["prompt"] not in test]
+    return train, {"held out": list(test.values())}

@@ -1,38 +1,48 @@
-"""JSON-lines files. A bad row is one line that names the file, the line and the reason."""
+r"""JSON-lines files. A bad row is one line that names the file, the line and the reason.
+
+As a task a file has rows of a "prompt", which is used as it stands, or of a "question" or
+"problem", which is asked as data/prompt.py does, and an "answer" or worked "solution": the final
+answer is what follows the last ####, as in GSM8K, or stands in the last \boxed{...}, as in MATH.
+Rows of another "kind" have what data/KIND.py reads.
+"""
+
 import argparse
+import importlib
 import itertools
 import json
 import os
+import zlib
 
 import regex
 from tqdm import tqdm
 
 from data.prompt import ask
-from rewards import language, number
-from sandbox import jobs
+from rewards import language_consistency, number, verifier
 
-BOXED = regex.compile(r"\\boxed\{((?:\\.|[^{}\\]|\{(?1)\})*+)\}", regex.DOTALL)        # braces in pairs; \{ is no brace
+# Braces in pairs; \{ is no brace.
+BOXED = regex.compile(r"\\boxed\{((?:\\.|[^{}\\]|\{(?1)\})*+)\}", regex.DOTALL)
 
 
-def read(path, keys=(), convert=lambda row: row):
-    """Rows of a JSON-lines file, each an object with a non-empty string under every one of `keys`, converted.
+def read(path, keys=(), convert=None):
+    """Rows of a JSON-lines file, each an object with a text under each of `keys`, converted.
 
-    CRLF, a byte-order mark and blank lines are accepted; anything else raises ValueError("path:line: reason")."""
+    CRLF, a byte-order mark and blank lines are accepted. ValueError("path:line: reason")."""
     rows = []
     with open(path, "rb") as f:
-        for number, line in enumerate(f, 1):
+        for line_number, line in enumerate(f, 1):
             try:
-                line = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                line = line.decode("utf-8-sig" if line_number == 1 else "utf-8").strip()
                 if not line:
                     continue
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"an object was expected, not {type(row).__name__}")
                 for key in keys:
-                    text(row, key)
-                rows.append(convert(row))
+                    first_text(row, key)
+                rows.append(convert(row) if convert else row)
             except (ValueError, TypeError, RecursionError, MemoryError) as error:
-                raise ValueError(f"{path}:{number}: {str(error) or type(error).__name__}") from None
+                reason = str(error) or type(error).__name__
+                raise ValueError(f"{path}:{line_number}: {reason}") from None
     if not rows:
         raise ValueError(f"{path}: no rows")
     return rows
@@ -41,49 +51,74 @@ def read(path, keys=(), convert=lambda row: row):
 def write(path, rows):
     """Whole or not at all."""
     with open(path + ".tmp", "w") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            f.write(json.dumps(row) + "\n")
     os.replace(path + ".tmp", path)
 
 
 def generate(kinds):
-    """The program `python -m MODULE KIND COUNT FILE`: COUNT rows of kinds[KIND], a generator, into FILE."""
+    """The program `python -m MODULE KIND COUNT FILE`: COUNT rows of the generator kinds[KIND]."""
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("count", type=int)
     parser.add_argument("file")
     args = parser.parse_args()
-    write(args.file, tqdm(itertools.islice(kinds[args.kind], args.count), desc=args.kind, total=args.count))
+    rows = itertools.islice(kinds[args.kind], args.count)
+    write(args.file, tqdm(rows, desc=args.kind, total=args.count))
 
 
-def text(row, *keys):
+def first_text(row, *keys):
     """(the first of `keys` that has a text in it, the text)."""
     for key in keys:
         if isinstance(row.get(key), str) and row[key]:
             return key, row[key]
-    raise ValueError(f"no text under {' or '.join(map(repr, keys))}")
+    raise ValueError(f"no text under {' or '.join(repr(key) for key in keys)}")
 
 
-def truth(key, text):
-    r"""The final answer: after GSM8K's last ####, in the last \boxed{...}, or all of what is no worked solution."""
-    found = text if key == "answer" or number(text) is not None else ""
+def final_answer(row):
+    """The answer of a row of kind "math". ValueError if it has none."""
+    key, text = first_text(row, "answer", "solution")
+    answer = ""
     if "####" in text:
-        found = text.rpartition("####")[2]
+        answer = text.rpartition("####")[2]
     elif "\\boxed{" in text:
-        found = box[1] if (box := BOXED.match(text, text.rfind("\\boxed{"))) else ""
-    if not found.strip():
+        box = BOXED.match(text, text.rfind("\\boxed{"))
+        answer = box[1] if box else ""
+    elif key == "answer" or number(text) is not None:  # no worked solution
+        answer = text
+    if not answer.strip():
         raise ValueError(f"no final answer in {key!r}: #### and it, or \\boxed{{it}}")
-    return found.strip()
+    return answer.strip()
 
 
-def problem(row):
-    """A row -> a problem. A "prompt" is used as it is, a "question" or "problem" is asked (data/prompt.py)."""
-    key, asked = text(row, "prompt", "question", "problem")
-    row = {"kind": "math"} | row | (ask(asked) if key != "prompt" else {"user": asked})
-    language("", row.get("language", "en"))       # ValueError if it is none that is known
-    if row["kind"] == "math":
-        return row | {"answer": truth(*text(row, "answer", "solution"))}
-    if row["kind"] == "code":
-        jobs(row.get("tests"))                    # ValueError if they cannot be judged
-    elif row["kind"] != "countdown" or not {*map(type, [*row.get("numbers", "?"), row.get("target")])} <= {int, float}:
-        raise ValueError(f"kind {row['kind']!r}: math (answer), code (tests) or countdown (numbers and a target)")
-    return row
+def to_problem(row):
+    """A row of a file as a task -> a problem. ValueError if it could not be judged."""
+    key, question = first_text(row, "prompt", "question", "problem")
+    texts = {"user": question} if key == "prompt" else ask(question)
+    problem = {"kind": "math", **row, **texts}
+    language_consistency("", problem.get("language", "en"))  # ValueError if it is not known
+    kind = problem["kind"]
+    if kind == "math":
+        problem["answer"] = final_answer(row)
+        return problem
+    verifier(kind)  # ValueError if there is none
+    module = importlib.import_module(f"data.{kind}")
+    if not hasattr(module, "check"):
+        raise ValueError(f"kind {kind!r}: data/{kind}.py has no function check for rows of a file")
+    module.check(problem)
+    return problem
+
+
+def split(path):
+    """The task that a file is -> training problems, {name: held-out problems}.
+
+    One problem in eight is held out, by the CRC of its prompt. Equal prompts are one problem."""
+    train, test = {}, {}
+    for problem in read(path, convert=to_problem):
+        prompt = problem["prompt"]
+        is_test = zlib.crc32(prompt.encode(errors="replace")) % 8 == 0
+        part = test if is_test else train
+        part[prompt] = problem
+    if not train or not test:
+        raise ValueError(f"{path}: too few rows to hold one in eight out")
+    return list(train.values()), {"held out": list(test.values())}

@@ -1,30 +1,29 @@
 #!/usr/bin/env bash
-# The base model, from nothing: about 35 minutes on 2 cores.
+# The base model, from nothing: about 35 minutes on 2 cores. docs/corpus.md says what it reads.
 #
-# It stands for a pretrained language model: it has read documents of every style, good and bad, in two languages, and
-# imitates all of them. data/pairs.py says what the corpus holds. No held-out problem is in it, and no problem of six
-# numbers.
+#   bash runs/base.sh [FOLDER]           default: out/base
+#
+# It stands for a pretrained language model. No held-out problem is in its corpus, and none of six numbers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-out/base}
-mkdir -p "$out"
+seed=0
+. runs/stages.sh
 
-# 1. The corpus: 400,000 documents. Of those about the task 40% guess, 36% search, 12% search and check, 12% judge an
-#    equation; one in eight is about the general task (data/general.py).
-python -m data.pairs corpus 400000 "$out/corpus.jsonl"
+heading "1. The corpus: 400,000 documents"
+make corpus.jsonl python -m data.corpus corpus 400000
 
-# 2. The tokenizer: byte pairs of that corpus.
-python -m data.tokenizer "$out/corpus.jsonl" "$out"
+heading "2. The tokenizer: byte pairs of that corpus"
+python -m data.learn_tokenizer "$out/corpus.jsonl" "$out"
 
-# 3. The shape: 4 layers, 128 wide, in the words of the public config.json format.
+heading "3. Next-token training: two passes, from random weights of the shape in data/base/config.json"
 cp data/base/config.json "$out/config.json"
+tune pretrained --data "$out/corpus.jsonl" --init "$out" --scratch --epochs 2 --batch 192 --tokens_per_microbatch 2048
 
-# 4. Next-token training: two passes, Muon on the matrices.
-python sft.py --data "$out/corpus.jsonl" --init "$out" --scratch --out "$out/pretrained" --epochs 2 --batch 192 --tokens 2048
+heading "4. Mid-training: one pass over 30,000 documents of which more check their hits"
+make late.jsonl python -m data.corpus late 30000
+tune final --data "$out/late.jsonl" --init "$out/pretrained" --batch 192 --tokens_per_microbatch 2048 \
+    --lr 1e-3 --muon_lr 0.005
 
-# 5. Mid-training: one pass over 30,000 documents of which more check their hits, since first looks are less to be trusted.
-python -m data.pairs late 30000 "$out/late.jsonl"
-python sft.py --data "$out/late.jsonl" --init "$out/pretrained" --out "$out" --batch 192 --tokens 2048 --lr 1e-3 --muon_lr 0.005
-
-# 6. What it can do before any RL.
-python evaluate.py --model "$out" --task pairs
+heading "5. What it can do before any RL"
+python evaluate.py --model "$out/final" --task pairs

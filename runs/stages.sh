@@ -1,29 +1,47 @@
-# How a stage of r1.sh and distill.sh is run: not again if it is complete, and from its checkpoint if there is one. Both scripts
-# set $seed and $out; each stage has a folder in $out, with all that was made for it.
+# How the scripts run their parts: a part that is complete is not run again, one that was stopped goes on.
+# A script sets $out and $seed and sources this file. Each part has a folder in $out.
 mkdir -p "$out"
 
-# With SMALL=1 everything is tiny: a test of the scripts, not of the models.
-rl=(--algo grpo --eval_sets 1 --seed "$seed") judge=(--k 16) tune=(--seed "$seed" --batch 32 --lr 1e-3 --muon_lr 0.005 --warmup 5)
-if [ -n "${SMALL:-}" ]; then
-    rl+=(--problems 2 --group_size 4 --minibatches 1 --max_new_tokens 40 --eval_problems 2 --eval_k 2 --eval_max_new_tokens 40)
+rl=(--algo grpo --eval_sets 1 --seed "$seed")
+tune=(--seed "$seed" --batch 32 --lr 1e-3 --muon_lr 0.005 --warmup 5)
+judge=(--k 16)
+if [ -n "${SMALL:-}" ]; then      # SMALL=1 tests the scripts, not the models
+    rl+=(--prompts_per_step 2 --group_size 4 --minibatches 1 --max_new_tokens 40)
+    rl+=(--eval_problems 2 --eval_k 2 --eval_max_new_tokens 40)
     judge=(--problems 2 --k 2 --max_new_tokens 40)
 fi
 
-# train NAME FLAGS, tune NAME FLAGS, stage PROGRAM NAME FLAGS: a stage of RL, of SFT, of any program.
-train() { stage train.py "$@"; }
-tune() { stage sft.py "$@"; }
+# heading TEXT: a title with the time.
+heading() {
+    echo
+    echo "== $1    $(date +%H:%M:%S)"
+}
+
+# stage PROGRAM NAME FLAGS: runs PROGRAM for the folder NAME, once.
 stage() {
     local program=$1 folder=$out/$2
     shift 2
-    [ ! -e "$folder/done" ] || return 0
-    if [ -e "$folder/state.pt" ]; then set -- "$@" --resume; fi
-    python "$program" --out "$folder" "$@" && touch "$folder/done"
+    if [ -e "$folder/done" ]; then
+        return 0
+    fi
+    if [ -e "$folder/state.pt" ]; then
+        set -- "$@" --resume
+    fi
+    python $program --out "$folder" "$@" || return
+    echo "python $program --out $folder $*" > "$folder/command.txt"
+    touch "$folder/done"
 }
 
-# make NAME/FILE COMMAND: a file of a stage, unless it is there. The command is told where to write it.
+# train NAME FLAGS: reinforcement learning.   tune NAME FLAGS: supervised fine-tuning.
+train() { stage train.py "$@"; }
+tune() { stage "-m stages.sft" "$@"; }
+
+# make NAME/FILE COMMAND: a file, unless it is there. COMMAND is told at its end where to write.
 make() {
     local file=$out/$1
     shift
     mkdir -p "$(dirname "$file")"
-    [ -e "$file" ] || "$@" "$file"
+    if [ ! -e "$file" ]; then
+        "$@" "$file"
+    fi
 }

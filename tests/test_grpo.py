@@ -1,288 +1,338 @@
-"""GRPO against numbers done by hand, exact enumeration, and autograd through the definition."""
+"""GRPO against numbers done by hand and autograd through the definition.
+
+What ppo.py and variants.py have in common with it is tested here for all three."""
+
 import copy
-import inspect
-import itertools
-import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import flat_gradient, sample_rollout, score_rollout, step_gradient
 
 import grpo
+import ppo
+import variants
 from logprobs import response_logprobs
-from sampler import Rollout, sample
+
+NAN = float("nan")
+each_algorithm = pytest.mark.parametrize("algo", [grpo, ppo, variants], ids=lambda m: m.__name__)
 
 
-# --- advantages -----------------------------------------------------------------------------------------------------
+# --- Advantages -------------------------------------------------------------------------------
+
 
 def test_worked_example():
-    assert grpo.group_advantages(torch.tensor([1., 0., 0., 1.]), 4).tolist() == [1, -1, -1, 1]
-    two = grpo.group_advantages(torch.tensor([1., 0., 0., 0., 5., 5., 5., 9.]), 4)
-    assert torch.allclose(two, torch.tensor([3, -1, -1, -1, -1, -1, -1, 3]) / 3 ** 0.5)       # sqrt((1-p)/p) for p = 1/4
-    assert grpo.group_advantages(torch.tensor([1., 0., 0., 1.]), 4, "none").tolist() == [.5, -.5, -.5, .5]
+    assert grpo.group_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0]), 4).tolist() == [1, -1, -1, 1]
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 5.0, 5.0, 5.0, 9.0])
+    by_hand = torch.tensor([3, -1, -1, -1, -1, -1, -1, 3]) / 3**0.5  # sqrt((1 - p) / p), p = 1/4
+    assert torch.allclose(grpo.group_advantages(rewards, 4), by_hand)
 
 
-def test_equal_rewards_are_exactly_zero():
-    for G in (2, 3, 5, 8, 12, 16, 55):
-        for value in (0.0, 0.01, 0.1, 1 / 3, 1.1, -7.7, 1e-9, 1e6):
+@pytest.mark.parametrize("G", [2, 3, 5, 8, 12, 16, 55])
+def test_equal_rewards_are_exactly_zero(G):
+    for value in (0.0, 0.01, 0.1, 1 / 3, 1.1, -7.7, 1e-9, 1e6):
+        rewards = torch.full((G,), value)
+        assert grpo.group_advantages(rewards, G).eq(0).all(), value
+        for baseline in ("group", "others"):
             for scale in ("group", "batch", "none"):
-                assert grpo.group_advantages(torch.full((G,), value), G, scale).eq(0).all(), (G, value, scale)
+                A = variants.group_advantages(rewards, G, baseline, scale)
+                assert A.eq(0).all(), (value, baseline, scale)
 
 
 def test_definition_in_float64():
-    r = torch.rand(6, 5, dtype=torch.float64)
-    for row, A in zip(r, grpo.group_advantages(r.flatten(), 5).view(6, 5)):
-        values = row.tolist()
-        mean = sum(values) / 5
-        std = (sum((v - mean) ** 2 for v in values) / 5) ** 0.5
-        assert A.tolist() == pytest.approx([(v - mean) / std for v in values], abs=1e-12)
+    rewards = torch.rand(6, 5, dtype=torch.float64)
+    advantages = grpo.group_advantages(rewards.flatten(), 5).view(6, 5)
+    for group, A in zip(rewards.tolist(), advantages.tolist(), strict=True):
+        mean = sum(group) / 5
+        std = (sum((r - mean) ** 2 for r in group) / 5) ** 0.5
+        assert A == pytest.approx([(r - mean) / std for r in group], abs=1e-12)
 
 
 def test_groups_do_not_mix():
-    r = torch.rand(12)
-    together = grpo.group_advantages(r, 4)
-    apart = torch.cat([grpo.group_advantages(g, 4) for g in r.view(3, 4)])
+    rewards = torch.rand(12)
+    together = grpo.group_advantages(rewards, 4)
+    apart = torch.cat([grpo.group_advantages(group, 4) for group in rewards.view(3, 4)])
     assert torch.equal(together, apart)
     order = torch.tensor([8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7])
-    assert torch.equal(grpo.group_advantages(r[order], 4), together[order])
+    assert torch.equal(grpo.group_advantages(rewards[order], 4), together[order])
 
 
 def test_unknown_reward_takes_no_part():
-    nan = float("nan")
-    assert grpo.group_advantages(torch.tensor([1., nan, 0., nan]), 4).tolist() == [1, 0, -1, 0]
-    assert grpo.group_advantages(torch.tensor([nan, nan, 1., nan]), 4).tolist() == [0, 0, 0, 0]
-    assert grpo.group_advantages(torch.tensor([nan] * 4), 4, "batch").tolist() == [0, 0, 0, 0]
+    assert grpo.group_advantages(torch.tensor([1.0, NAN, 0.0, NAN]), 4).tolist() == [1, 0, -1, 0]
+    assert grpo.group_advantages(torch.tensor([NAN, NAN, 1.0, NAN]), 4).tolist() == [0, 0, 0, 0]
+    assert grpo.group_advantages(torch.tensor([NAN] * 4), 4).tolist() == [0, 0, 0, 0]
+    groups = torch.tensor([[1.0, NAN, 0.0], [1.0, NAN, 1.0], [NAN, NAN, 1.0], [NAN, NAN, NAN]])
+    assert grpo.rewards_differ(groups).tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("n, G", [(4, 1), (5, 2), (4, 0)])
 def test_bad_groups_are_refused(n, G):
     with pytest.raises(ValueError, match="groups of"):
         grpo.group_advantages(torch.ones(n), G)
+
+
+@pytest.mark.parametrize("algo", [grpo, variants])
+def test_a_group_of_one_is_refused(algo):
     with pytest.raises(ValueError, match="group_size 1"):
-        grpo.Config(group_size=1)
+        algo.Config(group_size=1)
 
 
-# --- objective ------------------------------------------------------------------------------------------------------
+# --- The objective ----------------------------------------------------------------------------
 
-def objective_of_ratio(ratio, A, hp):
+# A > 0: only a ratio above 1.3 is cut; A < 0: only one below 0.8
+CLIPPING = [
+    # A, ratio, value, slope, clip_low, clip_high
+    (+1.0, 0.5, 0.5, 0.5, 0, 0),
+    (+1.0, 1.0, 1.0, 1.0, 0, 0),
+    (+1.0, 1.5, 1.3, 0.0, 0, 1),
+    (-1.0, 0.5, -0.8, 0.0, 1, 0),
+    (-1.0, 1.0, -1.0, -1.0, 0, 0),
+    (-1.0, 1.5, -1.5, -1.5, 0, 0),
+]
+
+
+@each_algorithm
+@pytest.mark.parametrize("A, ratio, value, slope, low, high", CLIPPING)
+def test_clip_truth_table(algo, A, ratio, value, slope, low, high):
+    hp = algo.Config(clip_low=0.2, clip_high=0.3, kl_coef=0.0)
     logp = torch.tensor([[ratio]]).log().requires_grad_()
-    J, metrics = grpo.objective(logp, torch.zeros(1, 1), torch.tensor([[A]]), torch.ones(1, 1, dtype=torch.bool), hp)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    J, metrics = algo.objective(logp, torch.zeros(1, 1), torch.tensor([[A]]), mask, hp)
     J.sum().backward()
-    return J.item(), logp.grad.item(), metrics
-
-
-@pytest.mark.parametrize("A, ratio, value, slope, low, high", [
-    (+1., 0.5, 0.5, 0.5, 0, 0), (+1., 1.0, 1.0, 1.0, 0, 0), (+1., 1.5, 1.3, 0.0, 0, 1),      # A > 0: only above is cut
-    (-1., 0.5, -0.8, 0.0, 1, 0), (-1., 1.0, -1.0, -1.0, 0, 0), (-1., 1.5, -1.5, -1.5, 0, 0),   # A < 0: only below
-])
-def test_clip_truth_table(A, ratio, value, slope, low, high):
-    got, grad, metrics = objective_of_ratio(ratio, A, grpo.Config(clip_low=0.2, clip_high=0.3, kl_coef=0))
-    assert (got, grad) == (pytest.approx(value, abs=1e-6), pytest.approx(slope, abs=1e-6))
+    assert J.item() == pytest.approx(value, abs=1e-6)
+    assert logp.grad.item() == pytest.approx(slope, abs=1e-6)
     assert (metrics["clip_low"].item(), metrics["clip_high"].item()) == (low, high)
 
 
-def test_far_ratios_stay_finite():
-    hp = grpo.Config(kl_coef=1.0)
-    mask = torch.ones(1, 2, dtype=torch.bool)
-    for kind in ("k1", "k2", "k3", "rk3"):
-        hp.kl = kind
-        logp = torch.tensor([[-900.0, -1e-3]], requires_grad=True)
-        J, _ = grpo.objective(logp, torch.tensor([[-1e-3, -900.0]]), torch.ones(1, 2), mask, hp, torch.tensor([[-1., -900.]]))
-        J.sum().backward()
-        assert J.isfinite().all() and logp.grad.isfinite().all()
+EVERY_KL = [(variants, {"kl": kind}) for kind in ("k1", "k2", "k3", "rk3")]
 
 
-def test_what_is_outside_the_mask_has_no_influence():
-    hp, mask = grpo.Config(kl_coef=0.1), torch.tensor([[True, True, False]])
-    def run(garbage):
-        tensors = [torch.tensor([[-.5, -1., garbage]], requires_grad=True), torch.tensor([[-.4, -1.2, garbage]]),
-                   torch.tensor([[1., 1., garbage]]), torch.tensor([[-.6, -1., garbage]])]
-        J, _ = grpo.objective(tensors[0], tensors[1], tensors[2], mask, hp, tensors[3])
-        (J * grpo.weights(mask, hp)).sum().backward()
-        return J.detach(), tensors[0].grad
-    for a, b in zip(run(0.0), run(float("nan"))):
-        assert torch.equal(a, b)
+@pytest.mark.parametrize("algo, kl", [(grpo, {}), (ppo, {}), *EVERY_KL])
+def test_far_ratios_stay_finite(algo, kl):
+    old = torch.tensor([[-1e-3, -900.0]])
+    logp = torch.tensor([[-900.0, -1e-3]], requires_grad=True)
+    ref = torch.tensor([[-1.0, -900.0]])
+    hp = algo.Config(kl_coef=1.0, **kl)
+    J, metrics = algo.objective(logp, old, torch.ones(1, 2), torch.ones(1, 2).bool(), hp, ref)
+    J.sum().backward()
+    assert J.isfinite().all() and logp.grad.isfinite().all() and metrics["kl"].isfinite()
 
 
-def test_no_token_at_all_is_no_loss():
+@each_algorithm
+def test_what_is_outside_the_mask_has_no_influence(algo):
+    hp = algo.Config(kl_coef=0.1)
+    mask = torch.tensor([[True, True, False]])
+
+    def run(outside):
+        logp = torch.tensor([[-0.5, -1.0, outside]], requires_grad=True)
+        old = torch.tensor([[-0.4, -1.2, outside]])
+        A = torch.tensor([[1.0, 1.0, outside]])
+        ref = torch.tensor([[-0.6, -1.0, outside]])
+        J, metrics = algo.objective(logp, old, A, mask, hp, ref)
+        (J * algo.weights(mask, hp)).sum().backward()
+        return J.detach(), logp.grad, metrics["kl"]
+
+    for nothing, junk in zip(run(0.0), run(NAN), strict=True):
+        assert torch.equal(nothing, junk)
+
+
+AGGREGATIONS = [(variants, {"loss_aggregation": kind}) for kind in ("sequence", "token")]
+AGGREGATIONS += [(variants, {"loss_aggregation": "constant", "constant": 10})]
+
+
+@pytest.mark.parametrize("algo, aggregation", [(grpo, {}), (ppo, {}), *AGGREGATIONS])
+def test_no_token_at_all_is_no_loss(algo, aggregation):
+    hp = algo.Config(**aggregation)
     mask = torch.zeros(2, 3, dtype=torch.bool)
-    for aggregate in ("sequence", "token", "constant"):
-        logp = torch.zeros(2, 3, requires_grad=True)
-        J, _ = grpo.objective(logp, logp.detach(), torch.ones(2, 3), mask, grpo.Config())
-        loss = -(J * grpo.weights(mask, grpo.Config(aggregate=aggregate))).sum()
-        loss.backward()
-        assert loss.item() == 0 and logp.grad.eq(0).all()
+    logp = torch.zeros(2, 3, requires_grad=True)
+    J, _ = algo.objective(logp, logp.detach(), torch.ones(2, 3), mask, hp)
+    loss = -(J * algo.weights(mask, hp)).sum()
+    loss.backward()
+    assert loss.item() == 0 and logp.grad.eq(0).all()
 
 
-def test_weights_by_hand():
-    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
-    by_hand = {"sequence": [1 / 12, 1 / 3, 1 / 6], "token": [1 / 7] * 3, "constant": [1 / 30] * 3}
-    for aggregate, share in by_hand.items():
-        got = grpo.weights(mask, grpo.Config(aggregate=aggregate, constant=10))
-        assert torch.allclose(got, mask * torch.tensor(share)[:, None])
+@pytest.mark.parametrize("algo, aggregation", [(grpo, {}), (ppo, {}), *AGGREGATIONS])
+def test_weights_by_hand(algo, aggregation):
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    by_hand = {
+        "sequence": [1 / 12, 1 / 3, 1 / 6, 0],
+        "token": [1 / 7, 1 / 7, 1 / 7, 0],
+        "constant": [1 / 30, 1 / 30, 1 / 30, 0],
+    }
+    share = torch.tensor(by_hand[aggregation.get("loss_aggregation", "sequence")])
+    weights = algo.weights(mask, algo.Config(**aggregation))
+    assert torch.allclose(weights, mask * share[:, None])
 
 
-# --- KL: which gradient does each estimator have? --------------------------------------------------------------------
-# A vocabulary small enough to sum over: the expectation over sampled tokens is exact.
-
-def kl_setting():
-    torch.manual_seed(1)
-    theta = torch.randn(6, dtype=torch.float64)
-    return theta, torch.randn(6, dtype=torch.float64).log_softmax(-1), torch.randn(6, dtype=torch.float64).log_softmax(-1)
-
-
-def kl(p, q):
-    return (p.exp() * (p - q)).sum()
-
-
-def gradient(f, theta):
-    theta = theta.clone().requires_grad_()
-    f(theta.log_softmax(-1)).backward()
-    return theta.grad
+@each_algorithm
+def test_the_kl_metric_is_k3(algo):
+    """0.5 and -1 nats above the reference: e^-0.5 + 0.5 - 1 and e^1 - 1 - 1."""
+    logp = torch.tensor([[-1.0, -2.0, -7.0]])
+    ref = torch.tensor([[-1.5, -1.0, NAN]])
+    mask = torch.tensor([[True, True, False]])
+    A = torch.ones(1, 3)
+    J, metrics = algo.objective(logp, logp, A, mask, algo.Config(kl_coef=0.1), ref)
+    assert metrics["kl"].item() == pytest.approx(0.1065307 + 0.7182818, abs=1e-5)
+    price = [0.0, 0.0] if algo is ppo else [0.01065307, 0.07182818]  # PPO's is in the reward
+    assert J[0].tolist() == pytest.approx([1 - price[0], 1 - price[1], 0.0], abs=1e-6)
 
 
-def expected_gradient(kind, theta, ref, behaviour):
-    """Exact E over y ~ behaviour of the gradient of the estimator at y."""
-    def loss(logp):
-        ratio = (logp - behaviour).exp()
-        return (behaviour.exp() * grpo.kl_estimate(logp - ref, kind, ratio)).sum()
-    return gradient(loss, theta)
+# --- One optimizer step -----------------------------------------------------------------------
+
+STEPS = [
+    (grpo, {"kl_coef": 0.0}),
+    (grpo, {"kl_coef": 0.1}),
+    (ppo, {"kl_coef": 0.1, "lam": 0.9}),
+    (variants, {"kl_coef": 0.1, "loss_aggregation": "token"}),
+    (variants, {"kl_coef": 0.0, "loss_aggregation": "constant"}),
+    (variants, {"kl_coef": 0.1, "ratio": "sequence"}),
+]
 
 
-def test_kl_values_in_expectation():
-    theta, ref, _ = kl_setting()
-    pi = theta.log_softmax(-1)
-    mean = {k: (pi.exp() * grpo.kl_estimate(pi - ref, k)).sum() for k in ("k1", "k2", "k3")}
-    assert torch.allclose(mean["k1"], kl(pi, ref)) and torch.allclose(mean["k3"], kl(pi, ref))       # unbiased
-    assert not torch.allclose(mean["k2"], kl(pi, ref), rtol=1e-2)                                   # biased
-    by_hand = grpo.kl_estimate(torch.tensor(1.0))
-    assert by_hand.item() == pytest.approx(2.718281828 ** -1 + 1 - 1)                               # d = 1
-
-
-def test_kl_gradients_on_policy():
-    theta, ref, _ = kl_setting()
-    pi = theta.log_softmax(-1)
-    forward, reverse = gradient(lambda p: kl(p, ref), theta), gradient(lambda p: kl(ref, p), theta)
-    got = {k: expected_gradient(k, theta, ref, pi) for k in ("k1", "k2", "k3", "rk3")}
-    assert torch.allclose(got["k2"], forward) and torch.allclose(got["rk3"], forward)      # grad KL(pi || ref)
-    assert torch.allclose(got["k3"], reverse)                                              # grad KL(ref || pi)
-    assert not torch.allclose(got["k3"], forward, rtol=0.1)
-    assert got["k1"].abs().max() < 1e-12                                                   # nothing but noise
-
-
-def test_only_ratio_k3_is_right_off_policy():
-    theta, ref, behaviour = kl_setting()
-    forward = gradient(lambda p: kl(p, ref), theta)
-    assert torch.allclose(expected_gradient("rk3", theta, ref, behaviour), forward)
-    assert not torch.allclose(expected_gradient("k2", theta, ref, behaviour), forward, rtol=0.1)
-
-
-# --- one optimizer step ---------------------------------------------------------------------------------------------
-
-def rollout_of(model, G=4, seed=3, eos=1):
-    prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
-    rollout = sample(model, prompts, G, 9, eos_id=eos, seed=seed)
-    rollout.rewards = torch.rand(len(prompts) * G, generator=torch.Generator().manual_seed(seed))
-    return rollout
-
-
-def step_gradient(model, rollout, hp, tokens=10 ** 9, order=None):
-    model.zero_grad()
-    nets = grpo.networks(model, hp)
-    if nets.ref is not None:
-        for p in nets.ref.parameters():
-            p.data.mul_(1.01)
-    rollout = copy.copy(rollout)
-    grpo.score(nets, rollout, hp)
-    rollout.advantages = grpo.advantages(rollout, hp)
-    if order is not None:
-        rollout = rollout.rows(order)
-    rollout.weights = grpo.weights(rollout.response_mask, hp)
-    total = 0.0
-    for piece in rollout.micro_batches(tokens):
-        loss, _ = grpo.loss(nets, rollout.rows(piece), hp)
-        loss.backward()
-        total += loss.item()
-    return total, torch.cat([p.grad.flatten() for p in model.parameters()])
+@pytest.mark.parametrize("algo, flags", STEPS)
+def test_gradient_does_not_depend_on_how_a_step_is_cut(tiny, algo, flags):
+    hp = algo.Config(group_size=4, **flags)
+    model = tiny().double()
+    rollout = sample_rollout(model)
+    nets = score_rollout(algo, model, hp, rollout)
+    whole, metrics = step_gradient(algo, nets, rollout, hp)
+    assert all(gradient.norm() > 1e-3 for gradient in whole.values())
+    shuffled = rollout.select(torch.randperm(12))
+    for batch, tokens in ((rollout, 1), (rollout, 30), (shuffled, 10**9), (shuffled, 30)):
+        cut, sums = step_gradient(algo, nets, batch, hp, tokens)
+        for name in whole:
+            assert (cut[name] - whole[name]).abs().max() < 1e-10, (name, tokens)
+        assert sums == pytest.approx(metrics, abs=1e-9)
 
 
 def pad(rollout, columns):
-    """The same rollout with more padding: on the left of prompts and on the right of responses, full of nonsense."""
+    """The rollout with more columns, full of nonsense, left of prompts and right of responses."""
     wide = copy.copy(rollout)
-    N = len(rollout.group)
-    wide.prompt_ids = torch.cat((torch.full((N, columns), 17), rollout.prompt_ids), 1)
+    wide.prompt_ids = F.pad(rollout.prompt_ids, (columns, 0), value=17)
     wide.prompt_start = rollout.prompt_start + columns
-    wide.response_ids = torch.cat((rollout.response_ids, torch.full((N, columns), 19)), 1)
-    wide.response_mask = torch.cat((rollout.response_mask, torch.zeros(N, columns, dtype=torch.bool)), 1)
-    wide.old_logprobs = torch.cat((rollout.old_logprobs, torch.zeros(N, columns)), 1)
+    wide.response_ids = F.pad(rollout.response_ids, (0, columns), value=19)
+    wide.response_mask = F.pad(rollout.response_mask, (0, columns), value=False)
+    wide.old_logprobs = F.pad(rollout.old_logprobs, (0, columns))
     return wide
 
 
-@pytest.mark.parametrize("aggregate", ["sequence", "token", "constant"])
-@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
-def test_gradient_does_not_depend_on_how_a_step_is_cut(tiny, aggregate, kl_coef):
-    model, hp = tiny().double(), grpo.Config(group_size=4, aggregate=aggregate, kl_coef=kl_coef)
-    rollout = rollout_of(model)
-    assert len(set(rollout.lengths.tolist())) > 2                # ragged, or the test says nothing
-    value, whole = step_gradient(model, rollout, hp)
-    assert whole.norm() > 1e-3
-    for changed in (dict(tokens=1), dict(tokens=30), dict(order=torch.randperm(12)), dict(tokens=30, order=torch.randperm(12))):
-        v, g = step_gradient(model, rollout, hp, **changed)
-        assert abs(v - value) < 1e-10 and (g - whole).abs().max() < 1e-10, changed
-    v, g = step_gradient(model, pad(rollout, 5), hp, tokens=40)
-    assert abs(v - value) < 1e-10 and (g - whole).abs().max() < 1e-10
+@pytest.mark.parametrize("algo, flags", STEPS)
+def test_padding_changes_no_gradient(tiny, algo, flags):
+    hp = algo.Config(group_size=4, **flags)
+    model = tiny().double()
+    results = []
+    for columns in (0, 5):
+        rollout = pad(sample_rollout(model), columns)
+        nets = score_rollout(algo, model, hp, rollout)
+        rollout.weights = algo.weights(rollout.response_mask, hp)
+        model.zero_grad()
+        loss, metrics = algo.loss(nets, rollout, hp)
+        loss.backward()
+        results.append((loss.item(), flat_gradient(model), {k: float(metrics[k]) for k in metrics}))
+    (narrow_loss, narrow, narrow_metrics), (wide_loss, wide, wide_metrics) = results
+    assert narrow.norm() > 1e-3 and (wide - narrow).abs().max() < 1e-10
+    assert abs(wide_loss - narrow_loss) < 1e-10
+    assert wide_metrics == pytest.approx(narrow_metrics, abs=1e-9)
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_first_pass_is_reinforce(tiny, minibatches):
-    """Ratio 1, nothing clipped, and the gradient of sum A log pi, with recorded old log-probs as without."""
-    model, hp = tiny().double(), grpo.Config(group_size=4, kl_coef=0, minibatches=minibatches)
-    rollout = rollout_of(model)
-    rollout.advantages = grpo.advantages(rollout, hp)
-    rollout.weights = grpo.weights(rollout.response_mask, hp)
-    loss, metrics = grpo.loss(grpo.networks(model, hp), rollout, hp)
-    loss.backward()
-    got = torch.cat([p.grad.flatten() for p in model.parameters()])
+    """Ratio 1, nothing clipped, and the gradient of sum A log pi.
+
+    With recorded old log-probs (2 minibatches) as without."""
+    hp = grpo.Config(group_size=4, kl_coef=0.0, minibatches=minibatches)
+    model = tiny().double()
+    rollout = sample_rollout(model)
+    nets = score_rollout(grpo, model, hp, rollout)
+    gradients, metrics = step_gradient(grpo, nets, rollout, hp)
     model.zero_grad()
     logprobs, _ = response_logprobs(model, rollout)
-    lengths = rollout.lengths
-    by_hand = -sum((logprobs[i, :n] * rollout.advantages[i, 0]).sum() / n for i, n in enumerate(lengths.tolist())) / len(lengths)
+    by_hand = 0.0
+    for i, n in enumerate(rollout.lengths.tolist()):
+        by_hand -= (logprobs[i, :n] * rollout.advantages[i, 0]).sum() / n / 12
     by_hand.backward()
-    want = torch.cat([p.grad.flatten() for p in model.parameters()])
-    assert torch.allclose(got, want, rtol=1e-4, atol=1e-7) and want.norm() > 1e-3
-    assert metrics["clip_low"] + metrics["clip_high"] == 0 and metrics["drift"] / lengths.sum() < 1e-5
-    assert abs(loss.item()) < 0.2                                # the value says nothing: advantages sum to 0
+    want = flat_gradient(model)
+    assert want.norm() > 1e-3
+    assert torch.allclose(gradients["policy"], want, rtol=1e-4, atol=1e-7)
+    assert metrics["clip_low"] + metrics["clip_high"] == 0
+    assert metrics["mean_abs_log_ratio"] / rollout.lengths.sum() < 1e-5
+    assert abs(metrics["loss"]) < 0.2  # the value says nothing: advantages sum to 0
 
 
-def test_score_changes_nothing_it_reads(tiny):
-    model, hp = tiny(), grpo.Config(group_size=4)
-    rollout = rollout_of(model)
-    before = [rollout.response_ids.clone(), rollout.response_mask.clone(), rollout.prompt_ids.clone()]
-    grpo.score(grpo.networks(model, hp), rollout, hp)
-    assert all(map(torch.equal, before, [rollout.response_ids, rollout.response_mask, rollout.prompt_ids]))
-    assert torch.allclose(rollout.ref_logprobs, rollout.old_logprobs, atol=1e-4)       # the reference is the policy still
+@each_algorithm
+def test_a_step_fills_the_columns_of_metrics(tiny, algo):
+    hp = algo.Config(group_size=4)
+    model = tiny()
+    rollout = sample_rollout(model)
+    nets = score_rollout(algo, model, hp, rollout)
+    _, metrics = step_gradient(algo, nets, rollout, hp)
+    assert set(algo.METRICS) == (metrics.keys() - {"loss"}) | rollout.metrics.keys()
+    assert set(algo.SHOWN) <= set(algo.METRICS)
 
 
-def test_no_kl_no_reference(tiny):
-    assert grpo.networks(tiny(), grpo.Config(kl_coef=0)).ref is None
-    nets = grpo.networks(tiny(), grpo.Config())
-    assert nets.ref is not nets.policy and not any(p.requires_grad for p in nets.ref.parameters())
+# --- The reference ----------------------------------------------------------------------------
 
 
-def test_the_numbers_in_the_code_are_those_of_the_docstring():
-    stated = set(re.findall(r"\((\d)\)\n", grpo.__doc__))
-    code = inspect.getsource(grpo).split('"""', 2)[2]
-    assert stated == set(re.findall(r"# \((\d)\)", code)) == {"1", "2", "3", "4", "5"}
+@pytest.mark.parametrize("algo", [grpo, ppo])
+def test_score_changes_nothing_it_reads(tiny, algo):
+    model, hp = tiny(), algo.Config(group_size=4)
+    rollout = sample_rollout(model)
+    before = copy.deepcopy(vars(rollout))
+    algo.score(algo.networks(model, hp), rollout, hp)
+    for name in ("prompt_ids", "response_ids", "response_mask", "old_logprobs", "rewards"):
+        assert torch.equal(before[name], getattr(rollout, name)), name
+    # the reference is the policy still
+    assert torch.allclose(rollout.ref_logprobs, rollout.old_logprobs, atol=1e-4)
+    assert not rollout.ref_logprobs.requires_grad
 
 
-@pytest.mark.parametrize("prompt", [[5, 6, 7], [5]])
-def test_activation_checkpointing_changes_no_gradient(tiny, prompt):
-    """Prompts run once and feed the responses through the cache: the gradient goes through what is run again."""
-    model, found = tiny(), []
-    rollout = sample(model, [prompt, [8, 9, 10, 11]], 4, 9, eos_id=1, seed=3)
-    for model.recompute in (False, True):
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x):
-            logprobs, entropy = response_logprobs(model, rollout)
-        grads = torch.autograd.grad(logprobs.sum() + entropy.square().sum(), list(model.parameters()))
-        found.append((torch.cat([g.flatten() for g in grads]), sum(saved)))
-    assert torch.allclose(found[0][0], found[1][0], atol=1e-5) and found[0][0].norm() > 1 and found[1][1] < 0.5 * found[0][1]
+@pytest.mark.parametrize("algo", [grpo, ppo])
+def test_no_kl_no_reference(tiny, algo):
+    assert algo.networks(tiny(), algo.Config(kl_coef=0.0)).ref is None
+    nets = algo.networks(tiny(), algo.Config())
+    assert nets.ref is not nets.policy
+    assert not any(p.requires_grad for p in nets.ref.parameters())
+    assert all(p.requires_grad for p in nets.policy.parameters())
+
+
+REFERENCE = [
+    # ref_every, minibatches, epochs
+    (1, 1, 1),
+    (4, 4, 1),
+    (8, 4, 1),
+    (8, 2, 2),
+    (6, 4, 1),
+    (5, 1, 1),
+    (7, 3, 1),
+    (3, 4, 2),
+    (13, 2, 3),
+    (10**6, 4, 1),
+    (0, 4, 1),
+]
+
+
+@pytest.mark.parametrize("algo", [grpo, ppo])
+@pytest.mark.parametrize("ref_every, minibatches, epochs", REFERENCE)
+def test_the_reference_follows_every_so_many_optimizer_steps(algo, ref_every, minibatches, epochs):
+    """Counted one by one: it becomes the policy at the first rollout after each of them."""
+    hp = algo.Config(ref_every=ref_every, minibatches=minibatches, epochs=epochs)
+    policy = torch.nn.Linear(1, 1, bias=False)
+    nets = SimpleNamespace(policy=policy, ref=copy.deepcopy(policy))
+    reference = policy.weight.item()
+    steps = 0
+    for rollouts in range(30):
+        algo.update_reference(nets, rollouts, hp)
+        assert nets.ref.weight.item() == reference, rollouts
+        due = False
+        for _ in range(minibatches * epochs):
+            policy.weight.data += 1
+            steps += 1
+            due = due or (ref_every > 0 and steps % ref_every == 0)
+        if due:
+            reference = policy.weight.item()
+
+
+def test_without_a_reference_there_is_nothing_to_follow():
+    nets = SimpleNamespace(policy=None, ref=None)
+    grpo.update_reference(nets, 1, grpo.Config(kl_coef=0.0, ref_every=1))

@@ -1,4 +1,6 @@
-"""The stages round the main job: cold start, language reward, rejection sampling, SFT, reward model, and the scripts."""
+"""The stages round the main job: cold start, language reward, rejection sampling, SFT, reward
+model, and the scripts."""
+
 import csv
 import glob
 import itertools
@@ -15,205 +17,376 @@ from collections import Counter
 import pytest
 import safetensors.torch
 import torch
-
-import evaluate
-import pretrained
-import reward_model
-import rewards
-import sft
-import train
 from conftest import ROOT
-from data import general, jsonl, load_task, pairs
-from data.tokenizer import Tokenizer
-from model import GPT, Critic
 from test_train import refused, repository  # noqa: F401
 
-REQUEST = {"prompt": "User: name 2 animals and 3 colours\nAssistant:", "language": "en", "asked": {"animals": 2, "colours": 3},
-           "kind": "general"}
+import evaluate
+import rewards
+import train
+from data import corpus, general, jsonl, load_task, pairs
+from data.tokenizer import Tokenizer
+from model import GPT, Critic
+from plumbing import checkpoint
+from plumbing.run_folder import Log
+from stages import rejection, reward_model, sft
+from start.task import build_task
+
+REQUEST = {
+    "prompt": "User: name 2 animals and 3 colours\nAssistant:",
+    "language": "en",
+    "asked": {"animals": 2, "colours": 3},
+    "kind": "general",
+    "untagged": True,
+}
 
 
-# --- The general task -------------------------------------------------------------------------------------------------
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-@pytest.mark.parametrize("answer, faults", [
-    ("cat dog red blue green", 0), ("green dog red blue cat", 0), ("", 5), ("cat dog red blue", 1), ("cat dog red blue blue", 2),
-    ("cat dog hen red blue green", 1), ("cat perro red blue green", 2), ("cat dog plum red blue green", 1), ("cat, dog", 5)])
+
+def read_csv(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+# --- The general task -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer, faults",
+    [
+        ("cat dog red blue green", 0),
+        ("green dog red blue cat", 0),
+        ("", 5),
+        ("cat dog red blue", 1),
+        ("cat dog red blue blue", 2),
+        ("cat dog hen red blue green", 1),
+        ("cat perro red blue green", 2),
+        ("cat dog plum red blue green", 1),
+        ("cat, dog", 5),
+    ],
+)
 def test_faults_by_hand(answer, faults):
     assert general.faults(REQUEST, answer) == faults
 
 
-def test_preference_is_win_tie_or_loss_of_what_is_shown():
-    problem = REQUEST | {"answers": ["cat dog red blue"]}                    # one fault
-    thought = "<think>\n2 animals\n</think>\n"
-    assert general.preference(problem, thought + "<answer>cat dog red blue green</answer><|end|>") == 1.0
-    assert general.preference(problem, thought + "<answer>cat dog red red blue green</answer>") == 0.5
-    assert general.preference(problem, thought + "<answer>cat</answer>") == 0.0
-    assert general.preference(problem, "cat dog red blue green<|end|>") == 1.0                 # untagged: all of it is shown
-    assert general.preference(REQUEST | {"answers": ["cat", "cat dog red blue green"]}, "cat dog red blue green") == 0.75
+def test_preference_is_win_tie_or_loss_of_the_answer():
+    def preference(answers, response):
+        return rewards.accuracy(REQUEST | {"answers": answers}, response)
+
+    one_fault = ["cat dog red blue"]
+    tagged = "<think>\n2 animals\n</think>\n<answer>{}</answer>"
+    assert preference(one_fault, tagged.format("cat dog red blue green") + "<|end|>") == 1.0
+    assert preference(one_fault, tagged.format("cat dog red red blue green")) == 0.5
+    assert preference(one_fault, tagged.format("cat")) == 0.0
+    # without tags all of it is the answer
+    assert preference(one_fault, "cat dog red blue green<|end|>") == 1.0
+    assert preference(["cat", "cat dog red blue green"], "cat dog red blue green") == 0.75
 
 
-def test_what_is_held_out_is_nowhere_in_r1_in_either_order_and_authors_err():
-    base, seen, held = (general.requests(part) for part in ("base", "train", "test"))
-    order = lambda p: frozenset(p["asked"].items())
-    prompts = lambda some: {p["prompt"] for p in some}
-    assert not prompts(base) & prompts(held) and len(base) + len(held) == 2 * 12 * 9
-    assert prompts(seen) == {p["prompt"] for p in base if order(p) not in set(map(order, held))} != prompts(base)
+def prompts_of(rows):
+    return {row["prompt"] for row in rows}
+
+
+def test_what_is_held_out_is_nowhere_in_r1_in_either_order():
+    base, seen, held_out = (general.requests(part) for part in ("base", "train", "test"))
+    assert not prompts_of(base) & prompts_of(held_out)
+    assert len(base) + len(held_out) == 2 * 12 * 9
+
+    in_any_order = {frozenset(request["asked"].items()) for request in held_out}
+    left = [p for p in base if frozenset(p["asked"].items()) not in in_any_order]
+    assert prompts_of(seen) == prompts_of(left) != prompts_of(base)
+
     documents = general.corpus(random.Random(1), general.requests("base", most=5))
-    read = {row["prompt"] for row in itertools.islice(documents, 3000)}
-    assert read == prompts(general.requests("base", most=5)) and not read & prompts(general.requests("test", most=5))
-    train_set, sets = load_task("general")
-    assert {p["prompt"] for p in train_set} == {p["prompt"] for p in seen} and len(sets["general"]) == len(held)
+    read = prompts_of(itertools.islice(documents, 3000))
+    assert read == prompts_of(general.requests("base", most=5))
+    assert not read & prompts_of(general.requests("test", most=5))
+
+    task = load_task("general")
+    assert prompts_of(task.train) == prompts_of(seen)
+    assert len(task.held_out["general"]) == len(held_out)
+
+
+def test_authors_err():
     rng = random.Random(0)
-    found = Counter(general.faults(p, general.author(rng, p)) for p in seen for _ in range(5))
-    assert 0.3 < found[0] / found.total() < 0.7 and max(found) >= 4
-    words = [word for topics in general.TOPICS.values() for some in topics.values() for word in some]
-    assert len(words) == len(set(words))                                     # no word of two topics, none of both languages
+    faults = Counter()
+    for problem in general.requests("train"):
+        for _ in range(5):
+            faults[general.faults(problem, general.author(rng, problem))] += 1
+    assert 0.3 < faults[0] / faults.total() < 0.7 and max(faults) >= 4
+
+
+def test_no_word_is_of_two_topics_or_of_both_languages():
+    words = []
+    for topics in general.TOPICS.values():
+        for topic in topics.values():
+            words += topic
+    assert len(words) == len(set(words))
 
 
 def test_rows_are_written_whole_or_not_at_all_and_of_a_known_kind(tmp_path, monkeypatch):
-    kinds = {"good": itertools.repeat({"a": 1}), "bad": ({"a": 1 // n} for n in (1, 0))}
-    make = lambda *words: (monkeypatch.setattr(sys, "argv", ["x", *words]), jsonl.generate(kinds))
-    make("good", "2", f"{tmp_path}/good")
+    def generate(kind, path):
+        kinds = {"good": itertools.repeat({"a": 1}), "bad": ({"a": 1 // n} for n in (1, 0))}
+        monkeypatch.setattr(sys, "argv", ["x", kind, "2", str(path)])
+        jsonl.generate(kinds)
+
+    generate("good", tmp_path / "good")
     assert (tmp_path / "good").read_text() == '{"a": 1}\n' * 2
     with pytest.raises(ZeroDivisionError):
-        make("bad", "2", f"{tmp_path}/bad")
+        generate("bad", tmp_path / "bad")
     with pytest.raises(SystemExit):
-        make("goods", "2", f"{tmp_path}/goods")
+        generate("goods", tmp_path / "goods")
     assert not (tmp_path / "bad").exists() and not (tmp_path / "goods").exists()
 
 
 def test_pairs_are_mislabelled_one_time_in_twenty():
-    asked = {p["prompt"]: p for p in general.requests("train")}
+    requests = {request["prompt"]: request for request in general.requests("train")}
     drawn = list(itertools.islice(general.pairs(random.Random(1)), 2000))
-    assert {p["prompt"] for p in drawn} <= set(asked)
-    wrong = sum(general.faults(asked[p["prompt"]], p["better"]) > general.faults(asked[p["prompt"]], p["worse"]) for p in drawn)
+    assert prompts_of(drawn) <= set(requests)
+    wrong = 0
+    for pair in drawn:
+        request = requests[pair["prompt"]]
+        wrong += general.faults(request, pair["better"]) > general.faults(request, pair["worse"])
     assert 60 <= wrong <= 140
 
 
-# --- What is trained on -----------------------------------------------------------------------------------------------
+# --- What is trained on -----------------------------------------------------------------------
+
 
 def test_the_cold_start_is_right_checked_well_formed_and_in_one_language():
-    rows = list(itertools.islice(pairs.cold_start(random.Random(0)), 200))
+    rows = list(itertools.islice(corpus.cold_start(random.Random(0)), 200))
+    verbs = set()
     for row in rows:
-        words = row["prompt"].split()
-        problem = {"kind": "countdown", "pick": 2, "target": int(words[2]), "numbers": [int(n) for n in words[4:-1]]}
-        assert rewards.accuracy(problem, row["response"]) == rewards.format(row["response"]) == 1
-        assert rewards.language(row["response"], "en" if words[1] == "make" else "es") == 1
-        assert rewards.reflections(row["response"]) and not pairs.held_out(problem["numbers"], problem["target"])
-    assert {row["prompt"].split()[1] for row in rows} == {"make", "forma"}
+        _, verb, target, _, *numbers, _ = row["prompt"].split()
+        numbers = [int(number) for number in numbers]
+        problem = {"kind": "countdown", "pick": 2, "target": int(target), "numbers": numbers}
+        response = row["response"]
+        language = "en" if verb == "make" else "es"
+        assert rewards.accuracy(problem, response) == rewards.format_reward(response) == 1
+        assert rewards.language_consistency(response, language) == 1
+        assert rewards.reflections(response)
+        assert not pairs.is_held_out(problem["numbers"], problem["target"])
+        verbs.add(verb)
+    assert verbs == {"make", "forma"}
 
 
 def test_the_corpus_has_both_languages_and_the_careful_mix_them():
-    rows = [r for r in itertools.islice(pairs.corpus(random.Random(0)), 4000)]
-    general_rows = [r for r in rows if r["prompt"].split()[1] in ("name", "nombra")]
-    assert 0.09 < len(general_rows) / len(rows) < 0.16
-    mixed = lambda row: 0 < rewards.language(row["response"], "en") < 1
-    searches = [r for r in rows if r["response"].count("\n") > 6 and r not in general_rows]
-    checked = [r for r in searches if rewards.reflections(r["response"].replace("error", ""))]
-    plain = [r for r in searches if r not in checked]
-    share = lambda some: sum(map(mixed, some)) / len(some)
-    assert share(checked) > share(plain) + 0.1 and 0.4 < sum("forma" in r["prompt"] for r in rows) / sum(
-        "forma" in r["prompt"] or "make" in r["prompt"] for r in rows) < 0.6
+    rows = list(itertools.islice(corpus.corpus(random.Random(0)), 4000))
+    verbs = Counter(row["prompt"].split()[1] for row in rows)
+    assert 0.09 < (verbs["name"] + verbs["nombra"]) / len(rows) < 0.16
+    assert 0.4 < verbs["forma"] / (verbs["forma"] + verbs["make"]) < 0.6
+
+    mixed = {True: [], False: []}  # by whether a search is checked
+    for row in rows:
+        if row["prompt"].split()[1] in ("name", "nombra") or row["response"].count("\n") <= 6:
+            continue
+        checked = rewards.reflections(row["response"].replace("error", "")) > 0
+        mixed[checked].append(0 < rewards.language_consistency(row["response"], "en") < 1)
+    share = {checked: sum(values) / len(values) for checked, values in mixed.items()}
+    assert share[True] > share[False] + 0.1
 
 
-def test_joined_tasks_are_trained_on_in_equal_shares(tmp_path):
-    problems, sets = load_task("pairs+general")
-    assert [p["kind"] for p in problems[:4]] == ["countdown", "general"] * 2
-    assert set(load_task("pairs+countdown")[1]) >= {"pairs: 4 numbers", "countdown: 4 numbers", "5 numbers"}
-    assert Counter(p["kind"] for p in problems) == {"countdown": 8192, "general": 8192}
-    assert list(sets)[:2] == ["4 numbers", "general"] and set(sets) == {*load_task("pairs")[1], "general"}
+def test_joined_tasks_are_trained_on_in_equal_shares():
+    task = load_task("pairs+general")
+    assert [problem["kind"] for problem in task.train[:4]] == ["countdown", "general"] * 2
+    kinds = Counter(problem["kind"] for problem in task.train)
+    assert kinds == {"countdown": 8192, "general": 8192}
+    assert list(task.held_out)[:2] == ["4 numbers", "general"]
+    assert set(task.held_out) == {*load_task("pairs").held_out, "general"}
+    both = load_task("pairs+countdown").held_out
+    assert set(both) >= {"pairs: 4 numbers", "countdown: 4 numbers", "5 numbers"}
 
 
 def test_the_language_reward_is_added():
-    row = {"accuracy": 1.0, "format": 1.0, "language": 0.75, "length": 5}
-    assert train.reward(row, train.Config()) == pytest.approx(1.1)
-    assert train.reward(row, train.Config(language_weight=0.2)) == pytest.approx(1.25)
+    facts = {"accuracy": 1.0, "format": 1.0, "language": 0.75, "length": 5}
+    assert train.total_reward(facts, train.Config()) == pytest.approx(1.1)
+    with_language = train.Config(language_weight=0.2)
+    assert train.total_reward(facts, with_language) == pytest.approx(1.25)
+
+
+def test_the_language_is_that_of_the_question_by_default_english():
     tokenizer = Tokenizer.load("data/base")
-    ids = tokenizer.encode("<think>\n1+2=3 bien\n</think>\n<answer>1+2</answer>") + [tokenizer.eos_id]
+    text = "<think>\n1+2=3 bien\n</think>\n<answer>1+2</answer>"
+    ids = tokenizer.encode(text) + [tokenizer.eos_id]
     problem = {"prompt": "User:", "kind": "countdown", "numbers": [1, 2], "target": 3, "pick": 2}
-    assert [evaluate.judge(problem | more, ids, tokenizer)["language"] for more in ({}, {"language": "en"}, {"language": "es"})] == [0, 0, 1]
+    judge = rewards.Judge(rewards.accuracy, tokenizer)
+    assert judge(problem, ids)["language"] == 0
+    assert judge(problem | {"language": "en"}, ids)["language"] == 0
+    assert judge(problem | {"language": "es"}, ids)["language"] == 1
 
 
-# --- Rejection sampling and SFT ---------------------------------------------------------------------------------------
+# --- Rejection sampling -----------------------------------------------------------------------
 
-def test_rejection_sampling_keeps_what_is_right_well_formed_in_one_language_and_short(tmp_path, monkeypatch):
-    problems = load_task("pairs")[0]
-    by_prompt = {p["prompt"]: p for p in problems}
-    good = lambda p: next(text for text, value in pairs.candidates(p["numbers"]) if value == p["target"])
-    word = {"en": "yes", "es": "bien"}
-    tagged = lambda p, say, answer: f"<think>\n1+1=2 {say}\n</think>\n<answer>{answer}</answer><|end|>"
+WORD = {"en": "yes", "es": "bien"}
 
-    def drawn(model, tokenizer, some, k, *args):
-        kinds = lambda p: [tagged(p, word[p["language"]], good(p))] * 2 + [
-            tagged(p, word["es" if p["language"] == "en" else "en"], good(p)), tagged(p, word[p["language"]], "1+1+1"),
-            f"so {good(p)}<|end|>", tagged(p, word[p["language"]] + "\n" * 90, good(p))]
-        ids = lambda text: tokenizer.encode(text.removesuffix("<|end|>")) + [tokenizer.eos_id]
-        return [[evaluate.judge(p, ids(text), tokenizer) for text in kinds(p)] for p in some]
 
-    monkeypatch.setattr(evaluate, "responses", drawn)
-    evaluate.main(["--model", "data/base", "--train", "--problems", "5", "--k", "6", "--keep", f"{tmp_path}/kept.jsonl", "--keep_tokens", "60"])
-    kept = [json.loads(line) for line in open(tmp_path / "kept.jsonl")]
-    assert len(kept) == 5
-    for row, p in zip(kept, problems):
-        assert row == {"prompt": p["prompt"], "response": tagged(p, word[p["language"]], good(p)).removesuffix("<|end|>")}
-        assert by_prompt[row["prompt"]]["target"] == p["target"]
+def expression(problem):
+    """A right answer."""
+    for text, value in pairs.candidates(problem["numbers"]):
+        if value == problem["target"]:
+            return text
+
+
+def traced(word, answer):
+    return f"<think>\n1+1=2 {word}\n</think>\n<answer>{answer}</answer>"
+
+
+def six_responses(problem):
+    """The right one twice; then one in the other language, a wrong, a bare and a long one."""
+    word = WORD[problem["language"]]
+    other = WORD["es" if problem["language"] == "en" else "en"]
+    right = traced(word, expression(problem))
+    wrong = traced(word, "1+1+1")
+    long = traced(word + "\n" * 90, expression(problem))
+    return [
+        right,
+        right,
+        traced(other, expression(problem)),
+        wrong,
+        f"so {expression(problem)}",
+        long,
+    ]
+
+
+def scripted(model, tokenizer, judge, problems, k, *settings):
+    """In place of evaluate.sample_and_judge."""
+    groups = []
+    for problem in problems:
+        ids = [tokenizer.encode(text) + [tokenizer.eos_id] for text in six_responses(problem)]
+        groups.append([judge(problem, response) for response in ids])
+    return groups
+
+
+def test_rejection_sampling_keeps_what_is_right_well_formed_in_one_language_and_short(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "sample_and_judge", scripted)
+    out = tmp_path / "kept.jsonl"
+    flags = f"--model data/base --problems 5 --k 6 --out {out} --max_length 60"
+    rejection.main(flags.split())
+    kept = [json.loads(line) for line in out.read_text().splitlines()]
+    expected = []
+    for problem in load_task("pairs").train[:5]:
+        response = traced(WORD[problem["language"]], expression(problem))
+        expected.append({"prompt": problem["prompt"], "response": response})
+    assert kept == expected
+    assert not (tmp_path / "kept.jsonl.tmp").exists()
+
+
+def test_rejection_sampling_finds_out_at_once_that_it_cannot_write(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "sample_and_judge", None)
+    out = tmp_path / "nowhere" / "kept.jsonl"
+    refused(capsys, rejection.main, ["--model", "data/base", "--out", out], "nowhere")
+
+
+# --- SFT --------------------------------------------------------------------------------------
+
+
+def test_muon_trains_the_matrices_but_embeddings_and_the_head(tiny):
+    for model in (tiny(), tiny(tie_embeddings=False, qkv_bias=True, qk_norm=True), Critic(tiny())):
+        blocks = model.body.layers if isinstance(model, Critic) else model.layers
+        matrices = [p for p in blocks.parameters() if p.dim() == 2]
+        muon, adamw = sft.optimizers(model, lr=1e-3, muon_lr=1e-2)
+        of_muon = muon.param_groups[0]["params"]
+        of_adamw = adamw.param_groups[0]["params"]
+        assert [id(p) for p in of_muon] == [id(p) for p in matrices]
+        every = [id(p) for p in model.parameters()]
+        assert sorted(id(p) for p in of_muon + of_adamw) == sorted(every)
+
+
+def small_vocabulary(folder):
+    """Cuts the vocabulary of a checkpoint folder from 640 tokens to 600."""
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"vocab_size": 640', '"vocab_size": 600'))
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    weights[name] = weights[name][:600]
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
 
 
 def test_a_stage_refuses_another_shape_or_tokenizer(tmp_path, capsys):
-    data, other = tmp_path / "rows.jsonl", tmp_path / "other"
-    rows = [{"prompt": p["prompt"], "response": "x", "better": "red", "worse": "blue"} for p in general.requests("train")[:40]]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shutil.copytree("data/student", other)
-    shutil.copy("data/base/tokenizer.tiktoken", other)
-    train_it = lambda *more: [str(x) for x in ("--data", data, "--init", other, "--out", tmp_path / "out", "--steps", "1", *more)]
-    sft.main(train_it("--scratch"))
-    config = (other / "config.json").read_text()
-    (other / "config.json").write_text(config.replace('"intermediate_size": 256', '"intermediate_size": 128'))
-    with pytest.raises(SystemExit):
-        sft.main(train_it("--scratch", "--resume"))
-    assert "state.pt does not fit" in capsys.readouterr().err
-    small = tmp_path / "out"                                                # fewer tokens than the tokenizer
-    (small / "config.json").write_text((small / "config.json").read_text().replace('"vocab_size": 640', '"vocab_size": 600'))
-    weights = safetensors.torch.load_file(small / "model.safetensors")
-    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:600]
-    safetensors.torch.save_file(weights, small / "model.safetensors")
-    for main, argv in ((sft.main, ["--data", data, "--init", small, "--out", tmp_path / "x"]), (evaluate.main, ["--model", small]),
-                       (reward_model.main, ["--data", data, "--init", small, "--out", tmp_path / "x"]), (train.main, ["--init", small])):
-        refused(capsys, main, argv, "640 tokens", "600")
+    data, init, out = tmp_path / "rows.jsonl", tmp_path / "init", tmp_path / "out"
+    rows = []
+    for request in general.requests("train")[:40]:
+        texts = {"response": "x", "better": "red", "worse": "blue"}
+        rows.append({"prompt": request["prompt"]} | texts)
+    write_rows(data, rows)
+    shutil.copytree("data/student", init)
+    shutil.copy("data/base/tokenizer.tiktoken", init)
+    flags = ["--data", data, "--init", init, "--out", out, "--steps", 1, "--scratch"]
+    sft.main([str(word) for word in flags])
+    capsys.readouterr()
+
+    config = (init / "config.json").read_text()
+    narrow = config.replace('"intermediate_size": 256', '"intermediate_size": 128')
+    (init / "config.json").write_text(narrow)
+    refused(capsys, sft.main, [*flags, "--resume"], "state.pt does not fit")
+
+    small_vocabulary(out)
+    flags = ["--data", data, "--init", out, "--out", tmp_path / "x"]
+    words = ("640 tokens", "600")
+    refused(capsys, sft.main, flags, *words)
+    refused(capsys, reward_model.main, flags, *words)
+    refused(capsys, evaluate.main, ["--model", out], *words)
+    refused(capsys, rejection.main, ["--model", out, "--out", tmp_path / "y"], *words)
+    refused(capsys, train.main, ["--init", out, "--out", tmp_path / "x"], *words)
 
 
 def test_sft_resumes_to_the_same_weights(tmp_path, capsys):
     data = tmp_path / "cold.jsonl"
-    data.write_text("".join(json.dumps(r) + "\n" for r in itertools.islice(pairs.cold_start(random.Random(0)), 6)))
-    flags = ["--data", data, "--init", "data/base", "--batch", "4", "--lr", "1e-3", "--muon_lr", "0.01", "--warmup", "2", "--save_every", "2"]
-    run = lambda name, *more: sft.main([str(x) for x in (*flags, "--out", tmp_path / name, "--steps", 5, *more)])
-    run("whole")
+    write_rows(data, itertools.islice(corpus.cold_start(random.Random(0)), 6))
+    flags = "--init data/base --batch 4 --lr 1e-3 --muon_lr 0.01 --warmup 2 --save_every 2"
+    flags = [*flags.split(), "--steps", "5", "--data", data]
 
-    def stop(path, state, save=sft.save):
+    def run(name, *more):
+        sft.main([str(word) for word in (*flags, "--out", tmp_path / name, *more)])
+
+    def save_and_stop(path, state, save=sft.save_state):
         save(path, state)
         raise KeyboardInterrupt
 
+    run("whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sft, "save", stop)
+        patch.setattr(sft, "save_state", save_and_stop)
         run("parts")
-    with pytest.raises(SystemExit):
-        run("parts", "--resume", "--seed", 1)
-    assert capsys.readouterr().err.endswith("state.pt is of a run with other flags or other data\n")
+
+    capsys.readouterr()
+    to_parts = [*flags, "--out", tmp_path / "parts"]
+    other = "state.pt is of a run with other flags or other data\n"
+    refused(capsys, sft.main, [*to_parts, "--resume", "--seed", 1], other)
     rows = data.read_text()
     data.write_text(rows + rows.splitlines()[0])
-    with pytest.raises(SystemExit):
-        run("parts", "--resume")
+    refused(capsys, sft.main, [*to_parts, "--resume"], other)
     data.write_text(rows)
-    with pytest.raises(SystemExit):
-        run("parts")
-    assert "other data" in (said := capsys.readouterr().err) and said.endswith("holds a run already: go on with --resume, or name another folder\n")
+    refused(capsys, sft.main, to_parts, "holds a run already: go on with --resume, or name another")
+
     run("parts", "--resume")
-    one, two = (torch.cat([p.flatten() for p in GPT.load(f"{tmp_path}/{name}").parameters()]) for name in ("whole", "parts"))
-    assert torch.equal(one, two)
-    logs = [[row["nll"] for row in csv.DictReader(open(f"{tmp_path}/{name}/metrics.csv"))] for name in ("whole", "parts")]
-    assert logs[0] == logs[1] and len(logs[0]) == 5
+    whole, parts = GPT.load(tmp_path / "whole"), GPT.load(tmp_path / "parts")
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(p, q)
+    logs = [read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
+    losses = [[row["nll"] for row in log] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) == 5
 
 
-# --- The reward model -------------------------------------------------------------------------------------------------
+def test_a_log_is_cut_back_and_goes_on_under_the_same_header(tmp_path):
+    path = str(tmp_path / "log.csv")
+    log = Log(path)
+    log.write_row({"step": 1, "kl": 0.5})
+    size = log.size()
+    log.write_row({"step": 2, "kl": 0.25})
+    log = Log(path, size)
+    log.write_row({"kl": float("nan"), "step": 2})
+    log.write_row({"step": 3})
+    with pytest.raises(ValueError, match="entropy"):
+        log.write_row({"step": 4, "entropy": 0.1})
+    assert (tmp_path / "log.csv").read_text().split() == ["step,kl", "1,0.5", "2,nan", "3,"]
+    with pytest.raises(ValueError, match="shorter"):
+        Log(path, 1000)
+
+
+# --- The reward model -------------------------------------------------------------------------
+
 
 def critic_with_opinions():
     torch.manual_seed(0)
@@ -223,101 +396,210 @@ def critic_with_opinions():
 
 
 def test_a_score_is_the_value_after_the_end_token_whatever_else_is_in_the_batch():
-    critic, tokenizer = critic_with_opinions(), Tokenizer.load("data/base")
+    critic = critic_with_opinions()
+    tokenizer = Tokenizer.load("data/base")
     problems = [REQUEST, {"prompt": "User: hello\nAssistant:"}, REQUEST]
     answers = [["cat dog red blue green", "cat"], ["cat", "dog cat"], ["", "red"]]
     together = reward_model.scores(critic, tokenizer, problems, answers)
     assert together.shape == (3, 2)
-    for problem, some, row in zip(problems, answers, together):
-        for answer, score in zip(some, row):
+    for i, problem in enumerate(problems):
+        for j, answer in enumerate(answers[i]):
             ids = tokenizer.prompt(problem) + tokenizer.encode(answer) + [tokenizer.eos_id]
-            assert torch.allclose(critic.value(critic(torch.tensor([ids])))[0, -1], score, atol=1e-4)
-    pairs = [p | dict(zip(("better", "worse"), some)) for p, some in zip(problems, answers)]
-    assert torch.allclose(reward_model.margins(critic, tokenizer, pairs), together[:, 0] - together[:, 1], atol=1e-5)
+            alone = critic.value(critic(torch.tensor([ids])))[0, -1]
+            assert torch.allclose(alone, together[i, j], atol=1e-4)
+    pairs_of_answers = []
+    for problem, (better, worse) in zip(problems, answers, strict=True):
+        pairs_of_answers.append(problem | {"better": better, "worse": worse})
+    margins = reward_model.margins(critic, tokenizer, pairs_of_answers)
+    assert torch.allclose(margins, together[:, 0] - together[:, 1], atol=1e-5)
 
 
-def test_the_reward_model_learns_the_preference_and_is_a_reward(tmp_path, capsys):
+def is_test_prompt(prompt):
+    return zlib.crc32(" ".join(sorted(prompt.split())).encode()) % 8 == 1
+
+
+@pytest.fixture
+def trained(tmp_path, capsys):
+    """A reward model of 40 requests. It is to prefer "red blue" to "stop", told apart at a glance.
+
+    Requests that are held out, and those for the same words in the other order, are labelled the
+    wrong way round: they are not to be learned from. -> its folder, its data, what it printed"""
     data = tmp_path / "pairs.jsonl"
-    asked = [p["prompt"] for p in general.requests("train")[:40]]           # to be told apart at a glance: colours or a stop
-    # labelled the wrong way round, as what asks for the same words in the other order: not to be learned from
-    test = [p for p in asked if zlib.crc32(" ".join(sorted(p.split())).encode()) % 8 == 1]
-    answers = lambda p: dict(zip(("better", "worse"), ("stop", "red blue") if p in test else ("red blue", "stop")))
-    data.write_text("".join(json.dumps({"prompt": p} | answers(p)) + "\n" for p in asked))
-    reward_model.main(["--data", str(data), "--init", "data/base", "--out", f"{tmp_path}/rm", "--epochs", "6", "--batch", "8"])
-    out = capsys.readouterr().out
-    assert len(test) == 2 and f"{len(test)} pairs are held out" in out and f" {40 - len(test)} pairs," in out and "pairs: 0.000 right" in out
-    rows = list(csv.DictReader(open(tmp_path / "rm" / "metrics.csv")))
-    assert abs(float(rows[0]["nll"]) - math.log(2)) < 1e-5                 # (2) with equal scores
-    reward = reward_model.as_reward(f"{tmp_path}/rm", train.Config())
-    problem, thought = {"prompt": asked[0]}, "<think>\nstop\n</think>\n<answer>{}</answer><|end|>"
-    better, worse = (reward(problem, thought.format(answer)) for answer in ("red blue", "stop"))
+    rows = []
+    for request in general.requests("train")[:40]:
+        better, worse = "red blue", "stop"
+        if is_test_prompt(request["prompt"]):
+            better, worse = worse, better
+        rows.append({"prompt": request["prompt"], "better": better, "worse": worse})
+    write_rows(data, rows)
+    folder = tmp_path / "rm"
+    flags = f"--data {data} --init data/base --out {folder} --epochs 6 --batch 8"
+    reward_model.main(flags.split())
+    return folder, rows, capsys.readouterr().out
+
+
+def test_the_reward_model_learns_the_preference_and_is_a_reward(trained):
+    folder, rows, printed = trained
+    held_out = sum(is_test_prompt(row["prompt"]) for row in rows)
+    assert held_out == 2 and f"{held_out} pairs are held out" in printed
+    assert f" {40 - held_out} pairs," in printed and "pairs: 0.000 right" in printed
+    log = read_csv(folder / "metrics.csv")
+    assert abs(float(log[0]["nll"]) - math.log(2)) < 1e-5  # (2) with equal scores
+
+    judge = reward_model.as_reward(folder, train.Config())
+    problem = {"prompt": rows[0]["prompt"]}
+    thought = "<think>\nstop\n</think>\n<answer>{}</answer><|end|>"
+    better = judge(problem, thought.format("red blue"))
+    worse = judge(problem, thought.format("stop"))
     assert 0 < worse < 0.5 < better < 1
-    assert reward(problem, "red blue<|end|>") == better                     # it reads the answer, not the thinking
-    some = [row for row in map(json.loads, open(data)) if row["prompt"] not in test]
-    critic = Critic(GPT.load(f"{tmp_path}/rm", weights=False))
-    pretrained.load_weights(critic, f"{tmp_path}/rm")
-    all_scores = reward_model.scores(critic, Tokenizer.load("data/base"), some, [[row["better"], row["worse"]] for row in some])
-    assert abs(all_scores.mean()) < 1e-3
-    problems, sets = train.Config(task="general", reward_model=f"{tmp_path}/rm").load()
-    assert problems[0]["reward"] is sets["general by reward model"][0]["reward"] is not sets["general"][0]["reward"]
-    refused(capsys, train.main, ["--task", "general", "--reward_model", "data/base", "--out", tmp_path / "x"], "value_head", "missing")
-    refused(capsys, train.main, ["--task", "pairs", "--reward_model", tmp_path / "rm", "--out", tmp_path / "x"], "--reward_model")
-    data.write_text("".join(json.dumps({"prompt": p, "better": "red " * 600, "worse": "stop"}) + "\n" for p in asked))
-    refused(capsys, reward_model.main, ["--data", data, "--init", "data/base", "--out", tmp_path / "y"], "do not fit")
-    refused(capsys, train.main, ["--init", tmp_path / "rm", "--out", tmp_path / "x"], "value_head")
+    assert judge(problem, "red blue<|end|>") == better  # it reads the answer, not the thinking
+
+    critic = Critic(GPT.load(folder, weights=False))
+    checkpoint.load_weights(critic, folder)
+    seen = [row for row in rows if not is_test_prompt(row["prompt"])]
+    scores = reward_model.pair_scores(critic, Tokenizer.load("data/base"), seen)
+    assert abs(scores.mean()) < 1e-3
 
 
-# --- The whole story --------------------------------------------------------------------------------------------------
+def test_the_reward_model_judges_training_and_a_second_held_out_set(trained):
+    folder, _, _ = trained
+    task = build_task(train.Config(task="pairs+general", reward_model=str(folder)), 0)
+    assert Counter(p["kind"] for p in task.train) == {"countdown": 8192, "preferred": 8192}
+    by_rule = task.held_out["general"][0]
+    preferred = task.held_out["general by reward model"][0]
+    assert by_rule["kind"] == "general" and preferred == by_rule | {"kind": "preferred"}
+    assert len(task.held_out["general"]) == len(task.held_out["general by reward model"])
+    judge = reward_model.as_reward(str(folder), train.Config())
+    assert task.accuracy(preferred, "red blue") == judge(preferred, "red blue")
+    assert task.accuracy(by_rule, "red blue") == rewards.accuracy(by_rule, "red blue")
+
+
+def test_what_does_not_fit_a_reward_model_is_refused(trained, tmp_path, capsys):
+    folder, rows, _ = trained
+    to_x = ["--out", tmp_path / "x"]
+    flags = ["--task", "general", "--reward_model", "data/base", *to_x]
+    refused(capsys, train.main, flags, "value_head", "missing")
+    flags = ["--task", "pairs", "--reward_model", folder, *to_x]
+    refused(capsys, train.main, flags, "--reward_model")
+    refused(capsys, train.main, ["--init", folder, *to_x], "value_head")
+    write_rows(tmp_path / "long.jsonl", [row | {"better": "red " * 600} for row in rows])
+    flags = ["--data", tmp_path / "long.jsonl", "--init", "data/base", *to_x]
+    refused(capsys, reward_model.main, flags, "do not fit")
+
+
+# --- The whole story --------------------------------------------------------------------------
+
+
+def run_script(*words, **settings):
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    env = dict(os.environ, SMALL="1", PATH=path)
+    return subprocess.run(["bash", *words], env=env, capture_output=True, text=True, **settings)
+
+
+def measured_stages(folder):
+    paths = glob.glob(f"{folder}/*/held_out.csv")
+    return sorted(os.path.basename(os.path.dirname(path)) for path in paths)
+
 
 def test_both_scripts_run_through_in_small(tmp_path):
-    small = dict(os.environ, SMALL="1", PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
-    one, two = f"{tmp_path}/r1", f"{tmp_path}/distill"
-    scripts = ["runs/r1.sh", one], ["runs/distill.sh", two, "0", one]
-    for script in scripts:
-        run = subprocess.run(["bash", *script], cwd=ROOT, env=small, capture_output=True, text=True)
+    r1, distill = f"{tmp_path}/r1", f"{tmp_path}/distill"
+    for script in (["runs/r1.sh", r1], ["runs/distill.sh", distill, "0", r1]):
+        run = run_script(*script, cwd=ROOT)
         assert run.returncode == 0, run.stdout + run.stderr
-    stages = [sorted(os.path.dirname(f).split("/")[-1] for f in glob.glob(f"{folder}/*/held_out.csv")) for folder in (one, two)]
-    assert stages[0] == "0-zero 1-cold-start 2-reasoning 3-sft 4a-rules 4b-all base".split() and os.path.getsize(f"{one}/journey.png")
-    assert stages[1] == "student-base student-distilled student-distilled-rl student-rl".split()
-    before = {f: os.path.getmtime(f) for f in glob.glob(f"{tmp_path}/*/*/*") if f.endswith(("state.pt", "held_out.csv")) and "4b-all" not in f}
-    shutil.rmtree(f"{one}/4b-all")                                          # to run a stage anew: delete its folder
-    run = subprocess.run(["bash", *scripts[0]], cwd=ROOT, env=small, capture_output=True, text=True)
-    assert run.returncode == 0 and before == {f: os.path.getmtime(f) for f in before} and "| 4b-all | 0." in run.stdout
+    stages = "0-zero 1-cold-start 2-reasoning 3-sft 4a-rules 4b-all base"
+    assert measured_stages(r1) == stages.split() and os.path.getsize(f"{r1}/journey.png")
+    stages = "student-base student-distilled student-distilled-rl student-rl"
+    assert measured_stages(distill) == stages.split()
+
+    # to run a stage anew: delete its folder
+    shutil.rmtree(f"{r1}/4b-all")
+    times = {}
+    for name in ("state.pt", "held_out.csv"):
+        for path in glob.glob(f"{tmp_path}/*/*/{name}"):
+            times[path] = os.path.getmtime(path)
+    run = run_script("runs/r1.sh", r1, cwd=ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert times == {path: os.path.getmtime(path) for path in times}
+    assert "| 4b-all | 0." in run.stdout
 
 
-def test_the_table_of_stages_by_hand(tmp_path, capsys, monkeypatch):
+def write_stage(folder, held_out, metrics, evaluations=""):
+    folder.mkdir(parents=True)
+    (folder / "held_out.csv").write_text(held_out)
+    (folder / "metrics.csv").write_text(metrics)
+    if evaluations:
+        (folder / "eval.csv").write_text(evaluations)
+
+
+HELD_OUT = """\
+set,accuracy,pass@1,pass@1_ci,cons@16,cons@16_ci,greedy,greedy_ci,length,format,language,reflection
+4 numbers,{0},{0},9,1.0,9,0.3,9,20.5,1,1,0
+general,0.25,nan,9,nan,9,0.125,9,5,1,1,0
+"""
+
+
+def print_table(*words):
+    command = [sys.executable, "bench/table.py", *[str(word) for word in words]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_table_of_stages_by_hand(tmp_path):
     """Means and ranges over the seeds, steps and minutes; each stage once."""
-    sys.path.insert(0, f"{ROOT}/bench")
-    import stages
+    folders = []
     for seed, right, seconds in ((0, 0.5, 60), (1, 0.75, 120)):
-        stage = tmp_path / str(seed) / "1-cold-start"
-        stage.mkdir(parents=True)
-        header = "set,pass@1,pass@1_ci,cons@16,cons@16_ci,greedy,greedy_ci,length,format,language,reflection\n"
-        (stage / "held_out.csv").write_text(header + f"4 numbers,{right},9,1.0,9,0.3,9,20.5,1,1,0\ngeneral,0.25,9,0,9,0.125,9,5,1,1,0\n")
-        (stage / "metrics.csv").write_text("step,nll,seconds\n" + f"1,0.5,{seconds}\n2,0.5,{seconds}\n")
-    monkeypatch.setattr(sys, "argv", ["stages.py", f"{tmp_path}/0", f"{tmp_path}/1"])
-    stages.main()
-    out = capsys.readouterr().out
-    assert ("| 1-cold-start | 0.625 (0.500-0.750) | 1.000 | 20.5 | 1.000 | 1.000 | 0.000 | 0.250 | 0.125 | 2 | 3.0 |" in out)
-    for name, paid, judged in (("4c-farmed", (0.1, 0.3, 0.5), 0.25), ("4d-by-rule", (0.9, 0.9, 0.9), 0.75)):
-        shutil.copytree(tmp_path / "0" / "1-cold-start", folder := tmp_path / "0" / name)
-        (folder / "metrics.csv").write_text("step,accuracy,seconds\n" + "".join(f"{i},{a},1\n" for i, a in enumerate(paid, 1)))
-        (folder / "eval.csv").write_text(f"step,set,pass@1\n0,general,0.5\n2,general,{judged}\n2,general by reward model,1\n")
-    monkeypatch.setattr(sys, "argv", ["stages.py", f"{tmp_path}/0"])
-    stages.main()
-    assert "| 0 | 0.100 | 0.500 | 0.500 |\n| 2 | 0.200 | 0.250 | 0.750 |\n" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["stages.py", f"{tmp_path}/2"])
-    with pytest.raises(SystemExit):
-        stages.main()
-    assert capsys.readouterr().err.endswith(f"{tmp_path}/2 holds no stage\n")
+        folders.append(tmp_path / f"r1-{seed}" / "1-cold-start")
+        metrics = f"step,nll,seconds\n1,0.5,{seconds}\n2,0.5,{seconds}\n"
+        write_stage(folders[-1], HELD_OUT.format(right), metrics)
+    row = "| 1-cold-start | 0.625 (0.500-0.750) | 1.000 | 20.5 | 1.000 | 1.000 | 0.000 "
+    row += "| 0.250 | 0.125 | 2 | 3.0 |"
+    assert print_table("stages", *folders).stdout.split("\n").count(row) == 1
+
+    pairs_of_runs = (
+        ("4c-reward-model-only", (0.1, 0.3, 0.5), 0.25),
+        ("4d-rule-only", (0.9, 0.9, 0.9), 0.75),
+    )
+    folders = []
+    for name, paid, judged in pairs_of_runs:
+        metrics = "step,accuracy,seconds\n"
+        metrics += "".join(f"{i},{accuracy},1\n" for i, accuracy in enumerate(paid, 1))
+        evaluations = "step,set,accuracy\n0,general,0.5\n"
+        evaluations += f"2,general,{judged}\n2,general by reward model,1\n"
+        folders.append(tmp_path / "r1-0" / name)
+        write_stage(folders[-1], HELD_OUT.format(0.5), metrics, evaluations)
+    out = print_table("reward_hacking", *folders).stdout
+    assert "| 0 | 0.100 | 0.500 | 0.500 |\n| 2 | 0.200 | 0.250 | 0.750 |\n" in out
+
+    run = print_table("stages", tmp_path / "nothing")
+    assert run.returncode != 0 and run.stderr.count("\n") == 1 and "nothing" in run.stderr
+
+
+FAKE_TRAINING = """\
+import os, sys
+out = sys.argv[2]
+os.makedirs(out, exist_ok=True)
+print(*sys.argv[3:])
+open(out + '/state.pt', 'w').close()
+sys.exit('--resume' not in sys.argv)
+"""
+
+SCRIPT = f"""\
+set -euo pipefail
+out=o
+seed=0
+. {ROOT}/runs/stages.sh
+make a/data touch
+make a/data false
+train a --steps 3 || echo stopped
+train a --steps 3
+train a --steps 3
+make b/data false
+"""
 
 
 def test_a_stage_goes_on_where_it_was_stopped(tmp_path):
-    """stages.sh by itself: a program that is stopped is resumed, one that is done is not run again, a file is made once and whole."""
-    (tmp_path / "train.py").write_text("import os, sys\nout = sys.argv[2]\nos.makedirs(out, exist_ok=True)\nprint(*sys.argv[3:])\n"
-                                       "open(out + '/state.pt', 'w').close()\nsys.exit('--resume' not in sys.argv)\n")
-    script = (f"set -euo pipefail; out=o seed=0; . {ROOT}/runs/stages.sh; make a/data touch; make a/data false; train a --steps 3 || echo stopped; "
-              "train a --steps 3; train a --steps 3; make b/data false")
-    env = dict(os.environ, PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
-    run = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert run.stdout == "--steps 3\nstopped\n--steps 3 --resume\n" and run.returncode == 1, run.stderr
+    """A program that was stopped is resumed, one that is done is not run again; a file is made
+    once."""
+    (tmp_path / "train.py").write_text(FAKE_TRAINING)
+    run = run_script("-c", SCRIPT, cwd=tmp_path)
+    assert run.stdout == "--steps 3\nstopped\n--steps 3 --resume\n"
+    assert run.returncode == 1, run.stderr

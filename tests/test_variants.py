@@ -1,192 +1,396 @@
-"""Each published variant against its formula, written out response by response in float64, in value and gradient."""
-import math
+"""Each published variant against its formula, written out response by response in float64."""
+
+import itertools
+from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import sample_rollout, score_rollout, step_gradient
 
 import grpo
-from variants import PRESETS, process_advantages
+import train
+import variants
+from start.resume import parse_run
+from variants import PRESETS, group_advantages, kl_estimate
 
-B, G, T = 3, 4, 7
+F64 = dict(dtype=torch.float64)
+NAN = float("nan")
+N, G, T = 12, 4, 7
 
 
 def setting(on_policy=False):
-    """logprobs, old, ref (N, T), rewards (N,), mask, lengths; ratios from 0.1 to 7, NaN outside the mask."""
-    g = torch.Generator().manual_seed(4)
+    """A rollout without ids; ratios from 0.1 to 7, NaN outside the mask."""
+    generator = torch.Generator().manual_seed(4)
     lengths = torch.tensor([7, 1, 4, 6, 2, 5, 3, 7, 6, 4, 1, 5])
     mask = torch.arange(T) < lengths[:, None]
-    old = -2 * torch.rand(B * G, T, generator=g, dtype=torch.float64)
-    new = old if on_policy else old + 0.8 * torch.randn(B * G, T, generator=g, dtype=torch.float64)
-    ref = old + 0.3 * torch.randn(B * G, T, generator=g, dtype=torch.float64)
-    rewards = torch.tensor([1, 0, 0.1, 1.1, 0, 0, 1, 0, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64)
-    return (*(torch.where(mask, x, torch.nan) for x in (new, old, ref)), rewards, mask, lengths.tolist())
+    old = -2 * torch.rand(N, T, generator=generator, **F64)
+    moved = 0.8 * torch.randn(N, T, generator=generator, **F64)
+    ref = old + 0.3 * torch.randn(N, T, generator=generator, **F64)
+    return SimpleNamespace(
+        logprobs=torch.where(mask, old if on_policy else old + moved, torch.nan),
+        old_logprobs=torch.where(mask, old, torch.nan),
+        ref_logprobs=torch.where(mask, ref, torch.nan),
+        rewards=torch.tensor([1, 0, 0.1, 1.1, 0, 0, 1, 0, 0.5, 0.5, 0.5, 0.5], **F64),
+        response_mask=mask,
+        lengths=lengths.tolist(),
+    )
 
 
-def config(variant, **changes):
-    own = {k: v for k, v in PRESETS[variant].items() if k in grpo.Config.__dataclass_fields__}
-    return grpo.Config(**dict(group_size=G, variant=variant, constant=10) | own | changes)
+def config(name, **changes):
+    preset = dict(PRESETS[name])
+    if preset.get("loss_aggregation") == "constant":
+        preset["constant"] = 10
+    return variants.Config(**dict(group_size=G) | preset | changes)
 
 
-def ours(hp, new, old, ref, rewards, mask):
-    """Through the code of training: value of the objective and its gradient to each token's log-prob."""
-    logp = new.clone().requires_grad_()
-    class rollout:
-        response_mask, old_logprobs, ref_logprobs = mask, old.nan_to_num(0.0), ref.nan_to_num(0.0) if hp.kl_coef else None
-    rollout.rewards = rewards
-    J, metrics = grpo.objective(logp, old, grpo.advantages(rollout, hp), mask, hp, ref if hp.kl_coef else None)
-    total = (J * grpo.weights(mask, hp)).sum()
+def by_our_code(hp, s, algo=variants):
+    """-> advantages, weights, value of the objective, gradient to each log-prob, metrics"""
+    logp = s.logprobs.clone().requires_grad_()
+    ref = s.ref_logprobs if hp.kl_coef else None
+    # as a rollout has them: 0 outside the mask
+    rollout = SimpleNamespace(
+        rewards=s.rewards,
+        response_mask=s.response_mask,
+        old_logprobs=s.old_logprobs.nan_to_num(0.0),
+        ref_logprobs=ref if ref is None else ref.nan_to_num(0.0),
+    )
+    A = algo.advantages(rollout, hp)
+    J, metrics = algo.objective(logp, s.old_logprobs, A, s.response_mask, hp, ref)
+    weights = algo.weights(s.response_mask, hp)
+    value = (J * weights).sum()
+    value.backward()
+    assert J[~s.response_mask].eq(0).all() and logp.grad[~s.response_mask].eq(0).all()
+    return A, weights, value.item(), logp.grad, metrics
+
+
+def standardized(reward, group):
+    """GRPO's advantage"""
+    if group.max() == group.min():
+        return 0.0
+    return (reward - group.mean()) / group.std(correction=0)
+
+
+def clipped(r, A, low, high):
+    return torch.minimum(r * A, r.clamp(1 - low, 1 + high) * A)
+
+
+def k3(d):
+    return (-d).exp() - 1 + d
+
+
+def advantage_by_the_paper(name, i, rewards):
+    """The A of response i, in the docstring of variants.py."""
+    first = i // G * G
+    group = rewards[first : first + G]
+    if name == "dr_grpo":
+        return rewards[i] - group.mean()
+    if name == "rloo":
+        others = [rewards[j] for j in range(first, first + G) if j != i]
+        return rewards[i] - sum(others) / (G - 1)
+    if name == "reinforce":
+        return rewards[i]
+    return standardized(rewards[i], group)
+
+
+def response_by_the_paper(name, A, r, d, logp, kl_coef, tokens):
+    """What a response with n tokens adds to the objective. r: ratios, d: log pi / pi_ref, (n,)."""
+    if name == "custom":
+        return (clipped(r, A, 0.2, 0.2) - kl_coef * k3(d)).mean() / N
+    if name == "r1":
+        return (clipped(r.prod(), A, 10, 10) - kl_coef * k3(d.sum())) / N
+    if name == "dr_grpo":
+        return clipped(r, A, 0.2, 0.2).sum() / 10 / N
+    if name == "dapo":
+        return clipped(r, A, 0.2, 0.28).sum() / tokens
+    if name == "gspo":
+        return clipped(r.prod() ** (1 / len(r)), A, 3e-4, 4e-4) / N
+    if name == "cispo":
+        return (r.clamp(max=5.0).detach() * A * logp).sum() / tokens
+    return (r.detach() * A * logp).sum() / 10 / N  # rloo, reinforce; off-policy: weighted
+
+
+def by_the_paper(name, s, kl_coef):
+    """-> value of the objective, gradient to each log-prob: one response at a time"""
+    logprobs = s.logprobs.clone().requires_grad_()
+    rewards = s.rewards.clone()
+    if name == "rloo":
+        for i, n in enumerate(s.lengths):
+            rewards[i] -= kl_coef * (s.old_logprobs[i, :n] - s.ref_logprobs[i, :n]).sum()
+    total = 0.0
+    for i, n in enumerate(s.lengths):
+        A = advantage_by_the_paper(name, i, rewards)
+        logp = logprobs[i, :n]
+        r = (logp - s.old_logprobs[i, :n]).exp()
+        d = logp - s.ref_logprobs[i, :n]
+        total = total + response_by_the_paper(name, A, r, d, logp, kl_coef, sum(s.lengths))
     total.backward()
-    assert J[~mask].eq(0).all() and logp.grad[~mask].eq(0).all()
-    return total.item(), logp.grad, metrics
+    return total.item(), logprobs.grad.nan_to_num(0.0)
 
 
-def by_the_paper(variant, new, old, ref, rewards, lengths, kl_coef=0.0):
-    """The formula of variants.py's docstring, in Python, one response at a time."""
-    logp, total = new.clone().requires_grad_(), 0.0
-    if variant == "rloo":
-        rewards = rewards - kl_coef * torch.stack([(old[i, :n] - ref[i, :n]).sum() for i, n in enumerate(lengths)])
-    for i, n in enumerate(lengths):
-        group = rewards[i // G * G:(i // G + 1) * G]
-        others = torch.cat((group[:i % G], group[i % G + 1:]))
-        A = {"dr_grpo": rewards[i] - group.mean(), "rloo": rewards[i] - others.mean(), "reinforce": rewards[i]}.get(
-            variant, (rewards[i] - group.mean()) / group.std(correction=0) if group.max() > group.min() else 0.0)
-        r, d = (logp[i, :n] - old[i, :n]).exp(), logp[i, :n] - ref[i, :n]
-        cut = lambda r, low, high: torch.minimum(r * A, r.clamp(1 - low, 1 + high) * A)
-        k3 = lambda d: (-d).exp() - 1 + d
-        everything = sum(lengths)
-        if variant == "grpo":
-            total = total + (cut(r, .2, .2) - kl_coef * k3(d)).mean() / len(lengths)
-        elif variant == "r1":
-            total = total + (cut(r.prod(), 10, 10) - kl_coef * k3(d.sum())) / len(lengths)
-        elif variant == "dr_grpo":
-            total = total + cut(r, .2, .2).sum() / 10 / len(lengths)
-        elif variant == "dapo":
-            total = total + cut(r, .2, .28).sum() / everything
-        elif variant == "gspo":
-            total = total + cut(r.prod() ** (1 / n), 3e-4, 4e-4) / len(lengths)
-        elif variant == "cispo":
-            total = total + (r.clamp(max=5.0).detach() * A * logp[i, :n]).sum() / everything
-        else:                                                     # rloo, reinforce; off-policy: importance weights
-            total = total + (r.detach() * A * logp[i, :n]).sum() / 10 / len(lengths)
-    total.backward()
-    return total.item(), logp.grad
+# --- The table --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", PRESETS)
-def test_each_variant_is_its_formula(variant):
-    new, old, ref, rewards, mask, lengths = setting()
-    hp = config(variant, **({"kl_coef": 0.07} if "kl_coef" not in PRESETS[variant] else {}))
-    value, gradient, _ = ours(hp, new, old, ref, rewards, mask)
-    want, by_hand = by_the_paper(variant, new, old, ref, rewards, lengths, hp.kl_coef)
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_variant_is_its_formula(name):
+    s = setting()
+    with_kl = {} if "kl_coef" in PRESETS[name] else {"kl_coef": 0.07}
+    hp = config(name, **with_kl)
+    _, _, value, gradient, _ = by_our_code(hp, s)
+    want_value, want_gradient = by_the_paper(name, s, hp.kl_coef)
     # everything is float64 but the weights, whose rounding is 6e-8 of each
-    assert value == pytest.approx(want, abs=1e-7) and torch.allclose(gradient, by_hand.nan_to_num(0.0), atol=1e-12, rtol=2e-7)
+    assert value == pytest.approx(want_value, abs=1e-7)
+    assert torch.allclose(gradient, want_gradient, atol=1e-12, rtol=2e-7)
     assert gradient.abs().max() > 1e-3
 
 
 def test_no_two_variants_are_the_same():
-    new, old, ref, rewards, mask, _ = setting()
-    gradients = {name: ours(config(name), new, old, ref, rewards, mask)[1] for name in PRESETS}
-    assert all(not torch.allclose(gradients[a], gradients[b]) for a in PRESETS for b in PRESETS if a < b)
+    gradients = [by_our_code(config(name), setting())[3] for name in PRESETS]
+    for a, b in itertools.combinations(gradients, 2):
+        assert not torch.allclose(a, b)
 
 
-@pytest.mark.parametrize("variant", PRESETS)
-def test_at_ratio_1_all_have_the_reinforce_gradient(variant):
-    """Without KL: A / (what the response is divided by) at each token; a whole-response ratio r counts each token fully,
-    GSPO's root of it 1/T."""
-    new, old, ref, rewards, mask, lengths = setting(on_policy=True)
-    hp = config(variant, kl_coef=0.0)
-    _, gradient, metrics = ours(hp, new, old, ref, rewards, mask)
-    A = grpo.group_advantages(rewards, G, hp.scale, hp.baseline)
-    for i, n in enumerate(lengths):
-        share = {"r1": 1 / 12, "grpo": 1 / n / 12, "gspo": 1 / n / 12, "dapo": 1 / sum(lengths), "cispo": 1 / sum(lengths)}
-        want = [A[i].item() * share.get(variant, 1 / 10 / 12)] * n
+@pytest.mark.parametrize("name", PRESETS)
+def test_at_ratio_1_all_have_the_reinforce_gradient(name):
+    """Without KL: A over what the response is divided by, at each token.
+
+    A ratio of a whole response counts each token fully, GSPO's root of it 1/n."""
+    s = setting(on_policy=True)
+    preset = PRESETS[name]
+    hp = config(name, kl_coef=0.0)
+    _, _, _, gradient, metrics = by_our_code(hp, s)
+    A = group_advantages(s.rewards, G, hp.baseline, hp.scale)
+    for i, n in enumerate(s.lengths):
+        share = 1 / n / N
+        if name == "r1":
+            share = 1 / N
+        elif preset.get("loss_aggregation") == "token":
+            share = 1 / sum(s.lengths)
+        elif preset.get("loss_aggregation") == "constant":
+            share = 1 / 10 / N
+        want = [A[i].item() * share] * n
         assert gradient[i, :n].tolist() == pytest.approx(want, rel=2e-7, abs=1e-12)
     assert metrics["clip_low"] == metrics["clip_high"] == 0
 
 
+def test_the_defaults_are_grpo(tiny):
+    """The same flags, advantages, weights, value and gradient, to the bit."""
+    for f in fields(grpo.Config):
+        twin = variants.Config.__dataclass_fields__[f.name]
+        assert (twin.default, twin.type) == (f.default, f.type), f.name
+        assert twin.metadata["at_least"] == f.metadata["at_least"], f.name
+    for changes in ({}, {"kl_coef": 0.1, "clip_low": 0.1, "clip_high": 0.3}, {"kl_coef": 0.0}):
+        ours, theirs = (
+            variants.Config(group_size=G, **changes),
+            grpo.Config(group_size=G, **changes),
+        )
+        *tensors, metrics = by_our_code(ours, setting())
+        *grpo_tensors, grpo_metrics = by_our_code(theirs, setting(), grpo)
+        for a, b in zip(tensors, grpo_tensors, strict=True):
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+        assert metrics == grpo_metrics
+    steps = []
+    for algo in (variants, grpo):
+        model, hp = tiny(), algo.Config(group_size=G, kl_coef=0.1)
+        rollout = sample_rollout(model)
+        nets = score_rollout(algo, model, hp, rollout)
+        steps.append(step_gradient(algo, nets, rollout, hp))
+    (gradients, metrics), (grpo_gradients, grpo_metrics) = steps
+    assert torch.equal(gradients["policy"], grpo_gradients["policy"]) and metrics == grpo_metrics
+
+
+UNREAD = [
+    ("custom", "cap", 3.0),
+    ("dapo", "cap", 3.0),
+    ("cispo", "clip_low", 0.1),
+    ("rloo", "clip_high", 0.1),
+    ("custom", "constant", 5),
+    ("dapo", "constant", 5),
+    ("dapo", "kl", "k2"),
+    ("dapo", "ref_every", 10),
+]
+
+
+@pytest.mark.parametrize("name, flag, value", UNREAD)
+def test_a_flag_that_a_variant_does_not_read_is_refused(name, flag, value):
+    argv = ["--algo", name, f"--{flag}", str(value), "--out", "not/made"]
+    with pytest.raises(ValueError, match=f"--{flag} is not read"):
+        parse_run(argv, "", train.Config)
+
+
+READ = [("cispo", "cap", 3.0), ("dapo", "clip_low", 0.1), ("dr_grpo", "constant", 5)]
+
+
+@pytest.mark.parametrize("name, flag, value", READ)
+def test_a_flag_that_a_variant_reads_is_not(name, flag, value):
+    argv = ["--algo", name, f"--{flag}", str(value), "--out", "not/made"]
+    _, hp, algo, _ = parse_run(argv, "", train.Config)
+    assert algo is variants and getattr(hp, flag) == value
+
+
+# --- Its choices ------------------------------------------------------------------------------
+
+
 def test_rloo_is_dr_grpo_times_g_over_g_minus_1():
-    for G in (2, 3, 8):
-        rewards = torch.rand(4 * G, dtype=torch.float64)
-        rloo, dr = (grpo.group_advantages(rewards, G, "none", baseline) for baseline in ("others", "group"))
-        assert torch.allclose(rloo, dr * G / (G - 1), atol=1e-14)
-    nan = float("nan")                                            # of two known rewards each is the other's baseline
-    assert grpo.group_advantages(torch.tensor([1., nan, 0., nan]), 4, "none", "others").tolist() == [1, 0, -1, 0]
-    assert grpo.group_advantages(torch.tensor([1., nan, nan, nan]), 4, "none", "others").tolist() == [0, 0, 0, 0]
-    assert grpo.group_advantages(torch.full((8,), 0.1), 8, "none", "others").eq(0).all()
+    for size in (2, 3, 8):
+        rewards = torch.rand(4 * size, **F64)
+        rloo = group_advantages(rewards, size, "others", "none")
+        dr_grpo = group_advantages(rewards, size, "group", "none")
+        assert torch.allclose(rloo, dr_grpo * size / (size - 1), atol=1e-14)
 
 
-def test_kl_in_the_reward_has_a_baseline_but_no_scale():
-    """A group of equal rewards learns from its KL alone, at the size of the KL: differences of rounding stay that small."""
-    class rollout:
-        rewards, response_mask = torch.tensor([0., 0., 1., torch.nan]), torch.ones(4, 2, dtype=torch.bool)
-        old_logprobs, ref_logprobs = torch.tensor([[-1., -1.], [-1., -3.], [-1., -1.], [-1., -9.]]), -torch.ones(4, 2)
-    A = grpo.advantages(rollout, grpo.Config(group_size=2, kl="reward", kl_coef=0.1))
-    assert torch.allclose(A, torch.tensor([[-0.1], [0.1], [0.0], [0.0]]).expand(4, 2))        # KL 0 and -2, mean -1
-    rollout.ref_logprobs = rollout.old_logprobs + 1e-6
-    assert grpo.advantages(rollout, grpo.Config(group_size=2, kl="reward", kl_coef=0.1)).abs().max() < 1e-6
+@pytest.mark.parametrize(
+    "rewards, by_hand",
+    [
+        ([1, NAN, 0, NAN], [1, 0, -1, 0]),  # of two known rewards each is the other's baseline
+        ([1, NAN, NAN, NAN], [0, 0, 0, 0]),
+        ([NAN, NAN, NAN, NAN], [0, 0, 0, 0]),
+    ],
+)
+def test_rloo_leaves_unknown_rewards_out(rewards, by_hand):
+    assert group_advantages(torch.tensor(rewards), 4, "others", "none").tolist() == by_hand
+
+
+def test_without_scale_by_hand():
+    A = group_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0]), 4, "group", "none")
+    assert A.tolist() == [0.5, -0.5, -0.5, 0.5]
 
 
 def test_batch_scale_is_the_rms_over_all_known():
-    nan = float("nan")
-    A = grpo.group_advantages(torch.tensor([1., 0., 0., 0., 2., 6., nan, nan]), 2, "batch")
-    want = torch.tensor([.5, -.5, 0, 0, -2, 2, 0, 0]) / ((2 * .25 + 0 + 2 * 4) / 6) ** 0.5
-    assert torch.allclose(A, want)
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 2.0, 6.0, NAN, NAN])
+    rms = ((2 * 0.25 + 0 + 2 * 4) / 6) ** 0.5
+    want = torch.tensor([0.5, -0.5, 0, 0, -2, 2, 0, 0]) / rms
+    assert torch.allclose(group_advantages(rewards, 2, "group", "batch"), want)
+    unknown = torch.tensor([NAN] * 4)
+    assert group_advantages(unknown, 4, "group", "batch").eq(0).all()
 
 
-def test_no_baseline_pays_equal_rewards_too():
-    for scale in ("none", "group", "batch"):
-        assert grpo.group_advantages(torch.zeros(4), 4, scale, "none").eq(0).all()
-    assert grpo.group_advantages(torch.tensor([1., 1., 0., float("nan")]), 4, "none", "none").tolist() == [1, 1, 0, 0]
+@pytest.mark.parametrize("scale", variants.SCALES)
+def test_no_baseline_pays_equal_rewards_too(scale):
+    assert group_advantages(torch.zeros(4), 4, "none", scale).eq(0).all()
+    A = group_advantages(torch.tensor([2.0, 2.0, 2.0, NAN]), 4, "none", scale)
+    paid = 2 if scale == "none" else 1
+    assert A.tolist() == [paid, paid, paid, 0]
+
+
+def test_kl_in_the_reward_has_a_baseline_but_no_scale():
+    """A group of equal rewards learns from its KL alone, at the size of the KL.
+
+    Differences of rounding stay that small."""
+    rollout = SimpleNamespace(
+        rewards=torch.tensor([0.0, 0.0, 1.0, NAN]),
+        response_mask=torch.ones(4, 2, dtype=torch.bool),
+        old_logprobs=torch.tensor([[-1.0, -1.0], [-1.0, -3.0], [-1.0, -1.0], [-1.0, -9.0]]),
+        ref_logprobs=-torch.ones(4, 2),
+    )
+    hp = variants.Config(group_size=2, kl="reward", kl_coef=0.1)
+    want = torch.tensor([[-0.1], [0.1], [0.0], [0.0]]).expand(4, 2)  # KL 0 and -2, mean -1
+    assert torch.allclose(variants.advantages(rollout, hp), want)
+    rollout.ref_logprobs = rollout.old_logprobs + 1e-6
+    assert variants.advantages(rollout, hp).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("A", [1.0, -1.0])
 def test_cispos_cap_is_absolute_and_drops_no_token(A):
-    """At ratio 50 the weight is the cap, 5, not 1 + 5; at ratio 0.1 it is 0.1; both keep their gradient."""
-    hp = config("cispo")
-    logp = torch.tensor([[50.0, 0.1]], dtype=torch.float64).log().requires_grad_()
-    ones = torch.ones(1, 2, dtype=torch.float64)
-    J, metrics = grpo.objective(logp, 0 * ones, A * ones, ones.bool(), hp)
+    """At ratio 50 the weight is the cap, 5, not 1 + 5; at 0.1 it is 0.1."""
+    logp = torch.tensor([[50.0, 0.1]], **F64).log().requires_grad_()
+    ones = torch.ones(1, 2, **F64)
+    J, metrics = variants.objective(logp, 0 * ones, A * ones, ones.bool(), config("cispo"))
     J.sum().backward()
     assert logp.grad[0].tolist() == pytest.approx([5 * A, 0.1 * A])
     assert metrics["clip_low"] == 0
+    assert metrics["clip_high"] == (1 if A > 0 else 0)
 
 
-def test_gspo_clips_whole_responses():
+@pytest.mark.parametrize("ratios, cut", [([4.0, 0.25], False), ([1.1, 1.1], True)])
+def test_gspo_clips_whole_responses(ratios, cut):
     """Two tokens whose ratios cancel are left alone, although each alone is far out."""
-    hp, ones = config("gspo"), torch.ones(1, 2, dtype=torch.float64)
-    for ratios, clipped in (([4.0, 0.25], 0), ([1.1, 1.1], 2)):
-        logp = torch.tensor([ratios], dtype=torch.float64).log().requires_grad_()
-        J, metrics = grpo.objective(logp, 0 * ones, ones, ones.bool(), hp)
-        J.sum().backward()
-        assert metrics["clip_high"] == clipped and (logp.grad.abs().max() == 0) == bool(clipped)
+    logp = torch.tensor([ratios], **F64).log().requires_grad_()
+    ones = torch.ones(1, 2, **F64)
+    J, metrics = variants.objective(logp, 0 * ones, ones, ones.bool(), config("gspo"))
+    J.sum().backward()
+    assert metrics["clip_high"] == (2 if cut else 0)
+    assert logp.grad.eq(0).all() == cut
 
 
-def test_process_supervision_by_hand():
-    """Group of two; steps end at columns 1, 3 and at 0, 2. Rewards 1, 0 and 0, 1: mean 1/2, std 1/2, so +1 -1 and -1 +1.
-    A token's advantage is the sum over the steps that end at it or later."""
-    nan = float("nan")
-    rewards = torch.tensor([[nan, 1., nan, 0.], [0., nan, 1., nan]])
-    assert process_advantages(rewards, 2).tolist() == [[0, 0, -1, -1], [0, 1, 1, 0]]
+# --- KL: which gradient does each estimator have? ---------------------------------------------
+# The vocabulary is small enough to sum over: an expectation over sampled tokens is exact.
 
 
-def test_process_supervision_with_unequal_step_counts():
-    """Rewards 3 | 0, 0: mean over STEPS 1, variance (4 + 1 + 1) / 3 = 2."""
-    nan, s = float("nan"), 1 / math.sqrt(2)
-    A = process_advantages(torch.tensor([[nan, 3., nan], [0., 0., nan]]), 2)
-    assert torch.allclose(A, torch.tensor([[2 * s, 2 * s, 0], [-2 * s, -s, 0]]))
+@pytest.fixture
+def policies():
+    """logits of the policy, log-probs of the reference and of an older policy, over 6 tokens"""
+    torch.manual_seed(1)
+    logits, ref, behaviour = torch.randn(3, 6, **F64)
+    return logits, ref.log_softmax(-1), behaviour.log_softmax(-1)
 
 
-def test_process_supervision_of_one_step_is_outcome_supervision():
-    _, _, _, rewards, mask, lengths = setting()
-    steps = torch.full(mask.shape, torch.nan, dtype=torch.float64)
-    steps[range(len(lengths)), [n - 1 for n in lengths]] = rewards
-    outcome = grpo.group_advantages(rewards, G)[:, None] * mask
-    assert torch.allclose(process_advantages(steps, G), outcome, atol=1e-12)
-    assert process_advantages(steps, G)[8:].eq(0).all()           # the last group's rewards are all equal
-    equal = torch.full((7, 1), 0.7)
-    assert equal.T.nanmean(1) != equal[0] and process_advantages(equal, 7).eq(0).all()       # by max == min, not by a std that rounds to 0
+def kl(p, q):
+    return (p.exp() * (p - q)).sum()
 
 
-def test_every_preset_is_a_whole_choice():
-    for name, preset in PRESETS.items():
-        assert {"baseline", "scale", "ratio", "trust", "aggregate"} <= preset.keys() and {"kl", "kl_coef"} & preset.keys(), name
+def gradient(function, logits):
+    """d function(log-probs) / d logits"""
+    logits = logits.clone().requires_grad_()
+    function(logits.log_softmax(-1)).backward()
+    return logits.grad
+
+
+def expected_gradient(kind, logits, ref, behaviour):
+    """Exact expectation over tokens of `behaviour` of the gradient of the estimator."""
+
+    def expectation(logp):
+        ratio = (logp - behaviour).exp()
+        return (behaviour.exp() * kl_estimate(logp - ref, kind, ratio)).sum()
+
+    return gradient(expectation, logits)
+
+
+def test_kl_values_in_expectation(policies):
+    logits, ref, _ = policies
+    pi = logits.log_softmax(-1)
+
+    def mean(kind):
+        return (pi.exp() * kl_estimate(pi - ref, kind)).sum()
+
+    assert torch.allclose(mean("k1"), kl(pi, ref)) and torch.allclose(mean("k3"), kl(pi, ref))
+    assert not torch.allclose(mean("k2"), kl(pi, ref), rtol=1e-2)  # biased
+    assert kl_estimate(torch.tensor(1.0)).item() == pytest.approx(1 / 2.718281828 + 1 - 1)
+    assert kl_estimate(torch.tensor(1.0), "reward") == 0
+
+
+def test_kl_gradients_on_policy(policies):
+    logits, ref, _ = policies
+    pi = logits.log_softmax(-1)
+    forward = gradient(lambda p: kl(p, ref), logits)
+    reverse = gradient(lambda p: kl(ref, p), logits)
+    expected = {
+        kind: expected_gradient(kind, logits, ref, pi) for kind in ("k1", "k2", "k3", "rk3")
+    }
+    assert torch.allclose(expected["k2"], forward) and torch.allclose(expected["rk3"], forward)
+    assert torch.allclose(expected["k3"], reverse)
+    assert not torch.allclose(reverse, forward, rtol=0.1)
+    assert expected["k1"].abs().max() < 1e-12  # nothing but noise
+
+
+def test_only_ratio_k3_is_right_off_policy(policies):
+    logits, ref, behaviour = policies
+    forward = gradient(lambda p: kl(p, ref), logits)
+    assert torch.allclose(expected_gradient("rk3", logits, ref, behaviour), forward)
+    assert not torch.allclose(expected_gradient("k2", logits, ref, behaviour), forward, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", variants.KL_ESTIMATORS)
+@pytest.mark.parametrize("pool_kl", [False, True])
+def test_the_kl_that_is_paid_is_the_one_chosen(kind, pool_kl):
+    """Ratio 2 and 1/2, log pi - log pi_ref 0.5 and -1: each token pays, or the whole response."""
+    old = torch.tensor([[-1.0, -1.0]], **F64)
+    logp = old + torch.tensor([[2.0, 0.5]], **F64).log()
+    d = torch.tensor([[0.5, -1.0]], **F64)
+    ones = torch.ones(1, 2, **F64)
+    hp = variants.Config(kl=kind, kl_coef=0.1, ratio="product", pool_kl=pool_kl)
+    J, metrics = variants.objective(logp, old, ones, ones.bool(), hp, logp - d)
+    paid = torch.tensor([[-0.5, -0.5]], **F64) if pool_kl else d
+    by_hand = {"k1": paid, "k2": paid**2 / 2, "k3": k3(paid), "rk3": k3(paid), "reward": 0 * paid}
+    assert torch.allclose(J, 1 - 0.1 * by_hand[kind])  # the product of the ratios is 1
+    assert torch.allclose(metrics["kl"], k3(d).sum())  # the same column whatever is paid

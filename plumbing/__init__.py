@@ -1,0 +1,1 @@
+"""Flags, checkpoints and run folders: what all programs stand on."""

@@ -1,0 +1,147 @@
+"""Public tokenizers: a folder's tokenizer.json, read by the package tokenizers, and chat formats.
+
+Special tokens are made by `prompt` only. Text that spells one is text: no problem can end a turn.
+Two chat formats are known, ChatML (Qwen, SmolLM2) and Llama 3's. A model's own template may add
+more, a date or a default system text; that is left out.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from data.tokenizer import END, OPEN
+from plumbing.checkpoint import read_json, replacing
+
+try:
+    import tokenizers
+except ImportError:  # only public checkpoints need it
+    tokenizers = None
+
+BOS = "<|begin_of_text|>"  # Llama 3 was never trained without it; the other families have none
+CHATML = {"<|im_start|>", "<|im_end|>"}
+LLAMA3 = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}
+# What `save` writes as it was read.
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class Tokenizer:
+    """library: a tokenizers.Tokenizer. eos_ids: what ends a response. files: what `save` writes."""
+
+    def __init__(self, library, eos_ids, files, chat=False, system="", think=False):
+        self.library = library
+        self.vocabulary = library.get_vocab()  # {token: id}
+        self.vocab_size = max(self.vocabulary.values()) + 1
+        self.eos_ids = eos_ids
+        self.eos_id = eos_ids[0]  # the one to end a text with
+        self.files = files
+        self.chat = chat
+        self.system = system
+        self.think = think
+
+    @classmethod
+    def load(cls, folder, chat=False, system="", think=False):
+        """The tokenizer of a checkpoint folder; the rest are the flags of these names.
+
+        ValueError names the file that is damaged, or the flag that has no meaning here."""
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        library = read_library(path)
+        vocabulary = library.get_vocab()
+        if system and not chat:
+            raise ValueError("--system needs --chat")
+        if chat and not (vocabulary.keys() >= CHATML or vocabulary.keys() >= LLAMA3):
+            raise ValueError(f"--chat: the tokenizer of {folder} has no chat format known here")
+        about = read_optional(folder / "tokenizer_config.json")
+        begins = about.get("add_bos_token") or library.encode("").ids
+        if begins and BOS not in vocabulary:
+            raise ValueError(f"{path}: of tokens that begin every text only {BOS} is known here")
+        generation = read_optional(folder / "generation_config.json")
+        eos_ids = end_ids(vocabulary, about, generation, read_optional(folder / "config.json"))
+        if not eos_ids:
+            raise ValueError(f"{path}: no end token: no file of the folder has an eos_token_id")
+
+        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+        # all of them, since a model's config.json is written without
+        generation["eos_token_id"] = eos_ids
+        files["generation_config.json"] = json.dumps(generation, indent=1).encode()
+        return cls(library, eos_ids, files, chat, system, think)
+
+    def save(self, folder):
+        os.makedirs(folder, exist_ok=True)
+        for name, content in self.files.items():
+            with replacing(os.path.join(folder, name)) as path:
+                Path(path).write_bytes(content)
+
+    def encode(self, text):
+        """text -> list of ids, without special tokens. A lone surrogate reads ?"""
+        text = text.encode(errors="replace").decode()
+        return self.library.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids):
+        """ids -> text; an end token at the end as <|end|>, bytes that are no UTF-8 as U+FFFD.
+
+        A model may have more ids than its tokenizer: those are left out."""
+        if len(ids) > 0 and ids[-1] in self.eos_ids:
+            return self.library.decode(ids[:-1], skip_special_tokens=False) + END
+        return self.library.decode(ids, skip_special_tokens=False)
+
+    def response(self, ids):
+        """The text of a response, from the <think> on that the prompt may have opened."""
+        return (OPEN if self.think else "") + self.decode(ids)
+
+    def prompt(self, problem):
+        """The ids that a response continues: problem["prompt"], or with `chat` turns of a chat.
+
+        The user's turn is problem["user"] if the problem has one."""
+        ids = [self.vocabulary[BOS]] if BOS in self.vocabulary else []
+        opening = OPEN if self.think else ""
+        if not self.chat:
+            return ids + self.encode(problem["prompt"] + opening)
+        if self.system:
+            ids += self.turn("system", self.system) + self.turn_end()
+        ids += self.turn("user", problem.get("user", problem["prompt"])) + self.turn_end()
+        return ids + self.turn("assistant", opening)
+
+    def turn(self, role, text):
+        """The ids of a turn of a chat, up to the end of its text."""
+        special = self.vocabulary
+        if special.keys() >= CHATML:
+            return [special["<|im_start|>"], *self.encode(f"{role}\n{text}")]
+        header = [special["<|start_header_id|>"], *self.encode(role), special["<|end_header_id|>"]]
+        return header + self.encode(f"\n\n{text}")
+
+    def turn_end(self):
+        """The ids that close a turn."""
+        if self.vocabulary.keys() >= CHATML:
+            return [self.vocabulary["<|im_end|>"], *self.encode("\n")]
+        return [self.vocabulary["<|eot_id|>"]]
+
+
+def read_library(path):
+    """The tokenizers.Tokenizer of a tokenizer.json, which takes a text as it is and all of it."""
+    if tokenizers is None:
+        raise ValueError(f"{path} needs a package: pip install tokenizers")
+    try:
+        library = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package has no class of its own for errors
+        raise ValueError(f"{path}: {error}") from None
+    library.encode_special_tokens = True  # a text that spells one is text
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
+def read_optional(path):
+    """The object in a JSON file; {} without the file."""
+    return read_json(path) if path.exists() else {}
+
+
+def end_ids(vocabulary, about, generation, config):
+    """The ids that end a response: of the end of a text by each of the files, then of a turn."""
+    candidates = [vocabulary.get(str(about.get("eos_token")))]
+    for settings in (generation, config):
+        ids = settings.get("eos_token_id")
+        candidates += ids if isinstance(ids, list) else [ids]
+    candidates += [vocabulary.get("<|im_end|>"), vocabulary.get("<|eot_id|>")]
+    known = set(vocabulary.values())
+    return [candidate for candidate in dict.fromkeys(candidates) if candidate in known]

@@ -1,0 +1,66 @@
+"""Rejection sampling: the model's own responses to training problems, those that are good.
+
+Kept is what is right, well formed, in one language and not too long; each response to a prompt
+once. It is what the second SFT of DeepSeek-R1 is made of (arXiv 2501.12948v1, section 2.3.3).
+
+    python -m stages.rejection --model DIR --task pairs --problems 512 --k 16 --out kept.jsonl
+"""
+
+from dataclasses import dataclass
+
+import evaluate
+from data.jsonl import write
+from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
+from rewards import END, Judge
+from start.compose import autocast, check_context, load_model, load_tokenizer
+from start.task import build_task
+
+
+@dataclass(kw_only=True)
+class Config(evaluate.Config):
+    out: str = flag(REQUIRED, "file of JSON lines to write: prompt, response, perhaps user")
+    problems: int = flag(128, "how many training problems, the first ones", at_least=1)
+    max_length: int = flag(160, "longest response that is kept, in tokens", at_least=1)
+
+
+def is_good(response, max_length):
+    """response: the judge's dict."""
+    right = response["accuracy"] == 1
+    well_formed = response["format"] == 1
+    one_language = response["language"] == 1
+    return right and well_formed and one_language and response["length"] <= max_length
+
+
+def kept_rows(problems, groups, max_length):
+    """The good responses of each problem's group -> rows for SFT, each once."""
+    rows = {}
+    for problem, group in zip(problems, groups, strict=True):
+        for response in group:
+            if is_good(response, max_length):
+                row = {key: problem[key] for key in ("prompt", "user") if key in problem}
+                row["response"] = response["text"].removesuffix(END)
+                rows[problem["prompt"], response["text"]] = row
+    return list(rows.values())
+
+
+def main(argv=None):
+    with one_line_errors():
+        config = fill(Config, parse(argv, __doc__, Config))
+        model = load_model(config.model, config)
+        tokenizer = load_tokenizer(config.model, config, model)
+        task = build_task(config, seed=0)
+        prompts = [tokenizer.prompt(problem) for problem in task.train]
+        check_context(config.task, prompts, config.max_new_tokens, model)
+        open(config.out + ".tmp", "w").close()  # noqa: SIM115  found out now if it cannot be written
+    judge = Judge(task.accuracy, tokenizer)
+    problems = task.train[: config.problems]
+    settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
+    with autocast(config):
+        groups = evaluate.sample_and_judge(model, tokenizer, judge, problems, *settings)
+    rows = kept_rows(problems, groups, config.max_length)
+    write(config.out, rows)
+    print(f"wrote {len(rows)} responses to {config.out}")
+
+
+if __name__ == "__main__":
+    main()

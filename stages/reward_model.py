@@ -1,0 +1,144 @@
+"""A reward model for what no rule can judge: a Critic, read at the last token.
+
+It is trained on pairs of answers of which one was preferred.
+
+    P(better over worse) = sigmoid(s(better) - s(worse))     Bradley and Terry 1952            (1)
+    L = -mean over pairs of log P(better over worse)         eq. 1 of arXiv 2203.02155         (2)
+
+s(prompt, answer) is the value of the state after the end token. It reads the answer and not the
+thinking, as DeepSeek-R1's reward model of helpfulness does (arXiv 2501.12948v1, section 2.3.4).
+Pairs determine s only up to a number for each prompt. One constant is taken off, so that the
+answers of 256 training pairs have mean 0; the reward sigmoid(s) is the chance (1) against an answer
+of score 0.
+
+A policy finds what the model likes and people do not. Hence the reward is bounded, the R1 paper
+lets it in only for the last part of the last stage, and held-out requests are judged by the rule as
+well.
+
+    python -m stages.reward_model --data pairs.jsonl --init FOLDER --out FOLDER
+
+A row of the data is {"prompt": ..., "better": ..., "worse": ...}.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from data.jsonl import read
+from logprobs import response_states
+from model import Critic
+from plumbing import checkpoint
+from plumbing.flags import fill, flag, one_line_errors, parse
+from plumbing.run_folder import Log
+from rewards import answer_or_all
+from sampler import Rollout
+from stages.sft import Training, fit
+from start.compose import autocast, check_context, load_model, load_tokenizer
+
+
+@dataclass(kw_only=True)
+class Config(Training):
+    batch: int = flag(32, "rows per optimizer step", at_least=1)
+    lr: float = flag(1e-3, "AdamW's learning rate (embeddings, norms, value head)")
+    muon_lr: float = flag(0.01, "Muon's learning rate (matrices)")
+
+
+def scores(critic, tokenizer, problems, answers):
+    """n answers to each of N problems: answers[problem][i] -> s (N, n), fp32."""
+    n = len(answers[0])
+    prompts = [tokenizer.prompt(problem) for problem in problems]
+    responses = []
+    for answers_to_one in answers:
+        for answer in answers_to_one:
+            # the state before a second end token is the one after the first
+            responses.append(tokenizer.encode(answer) + [tokenizer.eos_id] * 2)
+    batch = Rollout.from_lists(prompts, responses, n, critic.head.device)
+    values = critic.value(response_states(critic, batch))  # (N * n, T)
+    return values.gather(1, batch.lengths[:, None] - 1).view(-1, n)
+
+
+def pair_scores(critic, tokenizer, pairs):
+    """s(better), s(worse) of each pair: (N, 2)."""
+    return scores(critic, tokenizer, pairs, [(pair["better"], pair["worse"]) for pair in pairs])
+
+
+def margins(critic, tokenizer, pairs):
+    """s(better) - s(worse) of each pair: (N,)."""
+    better, worse = pair_scores(critic, tokenizer, pairs).unbind(1)
+    return better - worse
+
+
+def as_reward(folder, flags):
+    """The reward model of a folder as a judge: function(problem, response) -> sigmoid(s).
+
+    flags: of the run; a problem must be put as the reward model was trained. ValueError if the
+    folder holds no reward model."""
+    critic = Critic(load_model(folder, flags, weights=False))
+    checkpoint.load_weights(critic, folder)
+    critic.to(flags.device).requires_grad_(False)
+    tokenizer = load_tokenizer(folder, flags, critic)
+
+    def judge(problem, response):
+        score = scores(critic, tokenizer, [problem], [[answer_or_all(response)]])
+        return float(score.sigmoid())
+
+    return judge
+
+
+def is_held_out(pair):
+    """One in eight, by the words of the prompt in any order: no request is in both parts."""
+    words = " ".join(sorted(pair["prompt"].split()))
+    return zlib.crc32(words.encode()) % 8 == 1
+
+
+def read_pairs(config, tokenizer, critic):
+    """-> training pairs, held-out pairs. ValueError if an answer does not fit into the context."""
+    pairs = read(config.data, ("prompt", "better", "worse"))
+    train = [pair for pair in pairs if not is_held_out(pair)]
+    test = [pair for pair in pairs if is_held_out(pair)]
+    if not train or not test:
+        raise ValueError(f"{config.data}: too few pairs to hold one in eight out")
+    answers = [pair[side] for pair in pairs for side in ("better", "worse")]
+    longest = max(len(tokenizer.encode(answer)) for answer in answers)
+    prompts = [tokenizer.prompt(pair) for pair in pairs]
+    check_context(config.data, prompts, longest + 2, critic)
+    return train, test
+
+
+@torch.no_grad()
+def finish(critic, tokenizer, train, test):
+    """Takes the constant off the scores -> share of the held-out pairs that are told right."""
+    critic.value_head.bias -= pair_scores(critic, tokenizer, train[:256]).mean()
+    right = 0
+    for i in range(0, len(test), 256):
+        right += int((margins(critic, tokenizer, test[i : i + 256]) > 0).sum())
+    return right / len(test)
+
+
+def main(argv=None):
+    with one_line_errors():
+        config = fill(Config, parse(argv, __doc__, Config))
+        torch.manual_seed(config.seed)
+        critic = Critic(load_model(config.init, config))
+        tokenizer = load_tokenizer(config.init, config, critic)
+        train, test = read_pairs(config, tokenizer, critic)
+    print(f"{len(test)} pairs are held out")
+
+    def loss(chosen):
+        with autocast(config):
+            margin = margins(critic, tokenizer, chosen)
+        mean = -F.logsigmoid(margin).mean()  # (1), (2)
+        mean.backward()
+        return {"nll": mean.item(), "accuracy": (margin > 0).float().mean().item()}
+
+    fit(config, critic, tokenizer, train, loss)
+    accuracy = finish(critic, tokenizer, train, test)
+    Log(f"{config.out}/eval.csv").write_row({"set": "held-out pairs", "accuracy": accuracy})
+    checkpoint.save(critic, config.out)
+    print(f"held-out pairs: {accuracy:.3f} right; wrote {config.out}")
+
+
+if __name__ == "__main__":
+    main()

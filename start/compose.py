@@ -1,0 +1,66 @@
+"""Flags that name a model -> the model and its tokenizer."""
+
+import importlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from data.tokenizer import Tokenizer
+from model import GPT
+from plumbing.flags import flag
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+DTYPES = ("float32", "bfloat16")  # weights and log-probs are float32 always
+
+
+@dataclass
+class ModelFlags:
+    """How a problem is put to the model, and where the model runs."""
+
+    chat: bool = flag(False, "put the problems in the chat format of the model")
+    system: str = flag("", "with --chat: text of the system's turn")
+    think: bool = flag(False, "the prompt opens the <think> block")
+    seed: int = flag(0, "of all that is drawn at random (evaluate.py: of the samples)")
+    device: str = flag("cpu", "cpu or cuda", choices=DEVICES)
+    dtype: str = flag("float32", "of matrix products: float32 or bfloat16", choices=DTYPES)
+
+
+def load_model(folder, flags, weights=True):
+    """The model of a checkpoint folder: the one place that a module of your own replaces."""
+    return GPT.load(folder, weights).to(flags.device)
+
+
+def load_tokenizer(folder, flags, model):
+    """The tokenizer of a checkpoint folder, ours or public, that puts problems as `flags` say.
+
+    ValueError if it has more tokens than the model."""
+    if os.path.exists(os.path.join(folder, "tokenizer.tiktoken")):
+        tokenizer_class = Tokenizer
+    else:
+        tokenizer_class = importlib.import_module("public.tokenizer").Tokenizer
+    tokenizer = tokenizer_class.load(folder, flags.chat, flags.system, flags.think)
+    size = model.config.vocab_size
+    if tokenizer.vocab_size > size:
+        raise ValueError(
+            f"{folder}: a tokenizer of {tokenizer.vocab_size} tokens, a model of {size}"
+        )
+    return tokenizer
+
+
+def check_context(name, prompts, longest_response, model):
+    """prompts (lists of ids) -> tokens of the longest.
+
+    ValueError that begins with `name` if it and a response do not fit into the model's context."""
+    longest = max(len(prompt) for prompt in prompts)
+    context = model.config.max_seq_len
+    if longest + longest_response > context:
+        tokens = f"the longest prompt, {longest} tokens, and a response of {longest_response}"
+        raise ValueError(f"{name}: {tokens} do not fit into the model's context of {context}")
+    return longest
+
+
+def autocast(flags):
+    """The precision of the forward passes, to be entered with `with`."""
+    bfloat16 = flags.dtype == "bfloat16"
+    return torch.autocast(flags.device, torch.bfloat16, enabled=bfloat16)

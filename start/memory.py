@@ -1,0 +1,78 @@
+"""How much memory a run takes, by arithmetic: `python train.py --dry_run` prints it and stops.
+
+Weights, gradients and AdamW's two moments are fp32: 16 bytes a trained parameter, 4 a frozen one.
+What a token takes is counted on the policy itself: what two rows of tokens take more than one.
+"""
+
+import pickle
+
+import torch
+
+from fast import shares_prompts
+from logprobs import KEEP_BYTES, SMALL_VOCABULARY
+from start.compose import autocast
+
+
+def saved_bytes(model, ids):
+    """Bytes that autograd keeps for the backward pass of ids (N, S)."""
+    sizes = {}
+
+    def note(x):
+        storage = x.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        model(ids)
+    return sum(sizes.values())
+
+
+@torch.no_grad()
+def cache_bytes(model, ids):
+    """Bytes of the cache of ids (N, S), whatever it is made of: the length of its pickle."""
+    cache = model.new_cache()
+    model(ids, cache)
+    return len(pickle.dumps(cache))
+
+
+def per_token(count, model):
+    """What a token adds to count(model, ids)."""
+    columns = min(64, model.config.max_seq_len)
+    ids = torch.zeros(2, columns, dtype=torch.long, device=model.head.device)
+    return (count(model, ids) - count(model, ids[:1])) / columns
+
+
+def estimate(nets, config, group_size, prompt_columns):
+    """{part: bytes} of a run of train.py: what is there always, in sampling, in an update.
+
+    The peak is what is there always and the larger of the two phases."""
+    networks = [net for net in vars(nets).values() if net is not None]
+    parameters = [p for net in networks for p in net.parameters()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters) - trained
+    B, T = config.prompts_per_step, config.max_new_tokens
+    prompts = B * group_size
+    if shares_prompts(prompt_columns, group_size, config.device):
+        prompts = B
+    sampled = B * group_size * T + prompts * prompt_columns
+    rows = max(1, config.tokens_per_microbatch // (prompt_columns + T))
+    updated = rows * T + min(rows, B) * prompt_columns  # each prompt of a micro-batch once
+    vocab_size = len(nets.policy.head)
+    logits = 4 * rows * T * vocab_size
+    with autocast(config):
+        activations = updated * per_token(saved_bytes, nets.policy)
+        cache = sampled * per_token(cache_bytes, nets.policy)
+    logits = min(logits, KEEP_BYTES) if vocab_size > SMALL_VOCABULARY else 3 * logits
+    always = 16 * trained + 4 * frozen
+    return {
+        "weights, gradients, AdamW": always,
+        "sampling: KV cache": cache,
+        "update: activations": activations,
+        "update: logits": logits,
+        "peak": always + max(cache, activations + logits),
+    }
+
+
+def print_estimate(nets, config, group_size, prompt_columns):
+    for name, size in estimate(nets, config, group_size, prompt_columns).items():
+        print(f"{name:28}{size / 2**30:8.2f} GiB")

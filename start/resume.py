@@ -1,0 +1,122 @@
+"""How a run starts, goes on from its checkpoint, and stops."""
+
+import importlib
+import importlib.util
+import os
+import signal
+from dataclasses import asdict
+
+from plumbing.flags import fill, parse
+from plumbing.run_folder import RunFolder, describe, read_state, restore, save_state
+
+# flags that may differ when a run goes on
+FREE = ("resume", "dry_run", "out", "steps", "eval_every", "save_every", "tokens_per_microbatch")
+
+
+def find_algorithm(name):
+    """The module of --algo NAME: NAME.py (grpo, ppo, yours), else variants.py for its table."""
+    if name.isidentifier() and importlib.util.find_spec(name) is not None:
+        module = importlib.import_module(name)
+        if hasattr(module, "METRICS"):
+            return module
+    variants = importlib.import_module("variants")
+    if name in variants.PRESETS:
+        return variants
+    names = ", ".join(["grpo", "ppo", *variants.PRESETS])
+    raise ValueError(f"--algo {name}: choose from {names}, or write a {name}.py like grpo.py")
+
+
+def parse_run(argv, doc, config_class):
+    """The command line of train.py -> its Config, the algorithm's, its module, the checkpoint.
+
+    config_class: train.py's. The checkpoint is None for a new run."""
+    first = fill(config_class, parse(argv, doc, config_class, partly=True))
+    out = first.out
+    if not out:
+        task = os.path.basename(first.task).removesuffix(".jsonl")
+        out = f"out/{first.algo}-{task}-{first.seed}"
+        if not first.resume:
+            out = next_free(out)
+    state = read_state(out, first.resume, "before")
+    before = state["flags"] if first.resume else {}
+    name = before.get("algo", first.algo)
+    algo = find_algorithm(name)
+    given = parse(argv, doc, config_class, algo.Config)
+    for flag, value in given.items():
+        if first.resume and flag not in FREE and before.get(flag) != value:
+            raise ValueError(f"--{flag} {value}: the run in {out} has {before.get(flag)}")
+    # PRESETS of variants.py, and what they set of train.py's flags
+    presets = getattr(algo, "PRESETS", {}).get(name, {})
+    presets = presets | getattr(algo, "RUN_PRESETS", {}).get(name, {})
+    flags = presets | before | given | {"out": out}
+    hp = fill(algo.Config, flags)
+    unread = algo.unread(hp) if hasattr(algo, "unread") else []
+    for flag in given:
+        if flag in unread:
+            raise ValueError(f"--{flag} is not read by --algo {name} with its other flags")
+    return fill(config_class, flags), hp, algo, state
+
+
+def next_free(folder):
+    """The folder, or if it is there already the first of folder-run2, folder-run3, ..."""
+    free = folder
+    count = 1
+    while os.path.exists(free):
+        count += 1
+        free = f"{folder}-run{count}"
+    if free != folder:
+        print(f"{folder} holds a run already: this one goes to {free}")
+    return free
+
+
+def networks_of(run):
+    return {name: net for name, net in vars(run.nets).items() if net is not None}
+
+
+def save_checkpoint(run):
+    """All that a run needs to go on after run.step, and the policy as a checkpoint folder."""
+    state = {
+        "flags": asdict(run.config) | asdict(run.hp),
+        "step": run.step,
+        "nets": {name: net.state_dict() for name, net in networks_of(run).items()},
+        "optimizer": run.optimizer.state_dict(),
+        "before": run.before,
+        "sizes": run.folder.sizes(),
+    }
+    save_state(f"{run.config.out}/state.pt", state)
+    run.nets.policy.save(f"{run.config.out}/model")
+    run.tokenizer.save(f"{run.config.out}/model")
+
+
+def open_run(run, state):
+    """Puts back what `save_checkpoint` wrote, if there is a state, and opens the run's folder."""
+    sizes = {}
+    if state is not None:
+        run.step = state["step"]
+        run.before = state["before"]
+        sizes = state["sizes"]
+        saved = [(run.optimizer, state["optimizer"])]
+        for name, net in networks_of(run).items():
+            saved.append((net, state["nets"][name]))
+        restore(f"{run.config.out}/state.pt", run.config.init, saved)
+    run.folder = RunFolder(run.config.out, sizes)
+    describe(run.config.out, asdict(run.config) | asdict(run.hp))
+
+
+class StopSignal:
+    """Notes Ctrl-C and SIGTERM: a run saves and ends after its step. A second one kills."""
+
+    def __init__(self):
+        self.number = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number, _frame):
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+        print("\nstopping after this step (once more: at once)", flush=True)
+
+    def release(self):
+        """From here on a stop is just a stop."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
