@@ -39,6 +39,8 @@ class Config(TaskFlags):
 
 def pass_at_k(n, c, k):
     """Chance that k of n samples, drawn without replacement, hold one of the c right ones."""
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {c} right ones in {n} samples")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
@@ -144,15 +146,13 @@ def summary(metrics):
 
 def table(columns):
     """Lines of a table: {column: metrics of evaluate()} side by side, values with intervals."""
-    names = []
-    for metrics in columns.values():
-        names += [name for name in metric_names(metrics) if name not in names]
+    names = dict.fromkeys(name for metrics in columns.values() for name in metric_names(metrics))
     lines = [" " * 12 + "".join(f"{column:>18}" for column in columns)]
     for name in names:
         line = f"{name:12}"
         for metrics in columns.values():
-            values = [f"{metrics[n]:.{digits(name)}f}" for n in (name, name + "_ci")]
-            line += f"{' ± '.join(values):>18}"
+            cell = f"{metrics[name]:.{digits(name)}f} ± {metrics[name + '_ci']:.{digits(name)}f}"
+            line += f"{cell:>18}"
         lines.append(line)
     return "\n".join(lines)
 

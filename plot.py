@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from plumbing.flags import Parser, one_line_errors
 
-# title, file, [(column, style)]; a column that ends in @ stands for those that begin so
+# title, file, [(column, style)]; a column is the first that begins so
 PANELS = [
     ("right on held-out problems", "eval", [("accuracy", "-"), ("cons@", "--"), ("greedy", ":")]),
     ("training reward", "metrics", [("reward", "-")]),
@@ -67,12 +67,9 @@ def read_runs(folders):
 
 
 def find_column(rows, name):
-    """The column of CSV rows that a panel means by `name`, or None."""
+    """The first column of CSV rows that begins with `name`, or None."""
     header = list(rows[0]) if rows else []
-    for column in header:
-        if column == name or (name.endswith("@") and column.startswith(name)):
-            return column
-    return None
+    return next((column for column in header if column.startswith(name)), None)
 
 
 def read_curve(rows, name):

@@ -146,16 +146,6 @@ def draw(logits, u, temperature):
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-def check_prompts(prompts, max_new_tokens, context):
-    longest = max(len(p) for p in prompts)
-    if any(len(p) == 0 for p in prompts):
-        raise ValueError("empty prompt")
-    if longest + max_new_tokens > context:
-        raise ValueError(
-            f"prompt of {longest} tokens + {max_new_tokens} > the context of {context}"
-        )
-
-
 @torch.no_grad()
 def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=None, seed=0):
     """group_size responses to each of `prompts` (lists of ids of any lengths) -> Rollout.

@@ -264,7 +264,7 @@ def group_metrics(rollout, judged, group_size):
     equal = ~rewards_differ(rollout.rewards.view(-1, group_size))
     accuracy = torch.tensor([facts["accuracy"] for facts in judged]).view(-1, group_size)
     right = (accuracy == 1).all(1).float().mean()
-    graded = (accuracy > 0) & (accuracy < 1)
+    graded = (accuracy != 0) & (accuracy != 1) & ~accuracy.isnan()
     all_right = math.nan if graded.any() else float(right)
     return {"zero_groups": float(equal.float().mean()), "all_right": all_right}
 

@@ -32,7 +32,7 @@ THING = ["train.py", "grpo.py", "ppo.py", "rewards.py", "sampler.py", "logprobs.
 # Code lines; tokens where it says so.
 LINES_OF_THING = 1_100
 TOKENS_OF_THING = 11_000
-LINES_OF_PRODUCT = 3_250
+LINES_OF_PRODUCT = 3_600
 LINES_OF_FILE = {"grpo.py": 80, "ppo.py": 100}
 LINES_OF_FUNCTION = 45
 LINES_OF_DEFAULT_RUN = 1_900  # of the modules that `python train.py --algo grpo` imports
@@ -106,11 +106,11 @@ def imported_by_default_run():
     run = python("-c", DEFAULT_RUN, cwd=ROOT)
     if run.returncode != 0:
         raise SystemExit(run.stdout + run.stderr)
-    files = set()
+    imported = set()
     for line in run.stdout.splitlines():
-        if line.startswith("module ") and line[7:].startswith(str(ROOT) + os.sep):
-            files.add(os.path.relpath(line[7:], ROOT))
-    return sorted(files)
+        if line.startswith("module "):
+            imported.add(os.path.relpath(line.removeprefix("module "), ROOT))
+    return [path for path in product_files() if path in imported]
 
 
 # --- Checks: each returns a list of what is wrong ---------------------------------------------
@@ -118,8 +118,10 @@ def imported_by_default_run():
 
 def check_style():
     problems = []
-    for command in (["format", "--check", "."], ["check", "--output-format", "concise", "."]):
-        run = python("-m", "ruff", *command, cwd=ROOT)
+    only_python = ["--config", 'extend-exclude = ["results", "*.md"]']
+    commands = (["format", "--check"], ["check", "--output-format", "concise"])
+    for command in commands:
+        run = python("-m", "ruff", *command, *only_python, ".", cwd=ROOT)
         if run.returncode != 0:
             problems.append(run.stdout + run.stderr)
     return problems

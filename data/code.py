@@ -16,17 +16,17 @@ from data.prompt import ask
 from verifiers import sandbox
 
 INPUTS = range(20)
-FORMS = [  # a text, and what it computes
-    ("{a}*x+{b}", lambda x, a, b: a * x + b),
-    ("{a}*x-{b}", lambda x, a, b: a * x - b),
-    ("x*x+{b}*x+{a}", lambda x, a, b: x * x + b * x + a),
-    ("x//{a}+{b}", lambda x, a, b: x // a + b),
-    ("x%{a}*{b}", lambda x, a, b: x % a * b),
-    ("abs(x-{a})*{b}", lambda x, a, b: abs(x - a) * b),
-    ("max(x,{a})+{b}", lambda x, a, b: max(x, a) + b),
-    ("min(x,{a})*{b}", lambda x, a, b: min(x, a) * b),
-    ("x+{a} if x%2 else x*{b}", lambda x, a, b: x + a if x % 2 else x * b),
-    ("x-{a} if x>{b} else x", lambda x, a, b: x - a if x > b else x),
+FORMS = [
+    "{a}*x+{b}",
+    "{a}*x-{b}",
+    "x*x+{b}*x+{a}",
+    "x//{a}+{b}",
+    "x%{a}*{b}",
+    "abs(x-{a})*{b}",
+    "max(x,{a})+{b}",
+    "min(x,{a})*{b}",
+    "x+{a} if x%2 else x*{b}",
+    "x-{a} if x>{b} else x",
 ]
 
 
@@ -45,11 +45,12 @@ def check(problem):
 def functions():
     """{values at INPUTS: text} of every form. Two texts of one function are one function."""
     texts = {}
-    for form, compute in FORMS:
+    for form in FORMS:
         for a in range(2, 10):
             for b in range(2, 10):
-                values = tuple(compute(x, a, b) for x in INPUTS)
-                texts.setdefault(values, form.format(a=a, b=b))
+                text = form.format(a=a, b=b)
+                values = tuple(eval(text, {"x": x}) for x in INPUTS)
+                texts.setdefault(values, text)
     return texts
 
 

@@ -18,17 +18,10 @@ from data import general
 from data.jsonl import generate
 from data.pairs import candidates, make_problem
 
-ENGLISH = "yes, no, wait, check, right, wrong, stop, guess, again, so"
-SPANISH = "bien, mal, espera, reviso, correcto, error, paro, digo, otra vez, entonces"
+ENGLISH = "yes, no, wait, check, right, wrong, stop, guess, again, so".split(", ")
+SPANISH = "bien, mal, espera, reviso, correcto, error, paro, digo, otra vez, entonces".split(", ")
+WORDS = {"en": {word: word for word in ENGLISH}, "es": dict(zip(ENGLISH, SPANISH, strict=True))}
 VERDICT = {"en": "is {} {}", "es": "es {} {}"}
-
-
-def vocabulary(words):
-    """{word of ENGLISH: the same in a language}"""
-    return dict(zip(ENGLISH.split(", "), words.split(", "), strict=True))
-
-
-WORDS = {"en": vocabulary(ENGLISH), "es": vocabulary(SPANISH)}
 
 
 def speaker(rng, asked, mixed):

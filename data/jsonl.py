@@ -10,13 +10,13 @@ import argparse
 import importlib
 import itertools
 import json
-import os
 import zlib
 
 import regex
 from tqdm import tqdm
 
 from data.prompt import ask
+from plumbing.checkpoint import replacing
 from rewards import language_consistency, number, verifier
 
 # Braces in pairs; \{ is no brace.
@@ -50,10 +50,9 @@ def read(path, keys=(), convert=None):
 
 def write(path, rows):
     """Whole or not at all."""
-    with open(path + ".tmp", "w") as f:
+    with replacing(path) as temporary, open(temporary, "w") as f:
         for row in rows:
             f.write(json.dumps(row) + "\n")
-    os.replace(path + ".tmp", path)
 
 
 def generate(kinds):

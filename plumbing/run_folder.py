@@ -23,16 +23,14 @@ class Log:
 
     def __init__(self, path, size=0):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if size and os.path.getsize(path) < size:
-            raise ValueError(f"{path} is shorter than when the checkpoint was written")
-        mode = "r+" if size else "w"
         # buffering=1: line by line
-        self.file = open(path, mode, buffering=1, encoding="utf-8", newline="")  # noqa: SIM115
-        self.rows = None
-        if size:
-            header = next(csv.reader([self.file.readline()]))
-            self.rows = csv.DictWriter(self.file, header)
+        self.file = open(path, "a+", buffering=1, encoding="utf-8", newline="")  # noqa: SIM115
+        if self.file.tell() < size:
+            raise ValueError(f"{path} is shorter than when the checkpoint was written")
         self.file.truncate(size)
+        self.file.seek(0)
+        header = next(csv.reader([self.file.readline()]))  # [] of a new file
+        self.rows = csv.DictWriter(self.file, header)
         self.file.seek(size)
 
     def size(self):
@@ -46,8 +44,8 @@ class Log:
         """A row of CSV, {column: value}. The first one makes the header.
 
         A column that a later row lacks is left empty. ValueError for one that the header lacks."""
-        if self.rows is None:
-            self.rows = csv.DictWriter(self.file, list(values))
+        if not self.rows.fieldnames:
+            self.rows.fieldnames = list(values)
             self.rows.writeheader()
         cells = {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()}
         self.rows.writerow(cells)
@@ -81,8 +79,9 @@ def read_state(out, resume, entry):
     except Exception as error:
         sentence, _, _ = " ".join(str(error).split()).partition(". ")
         raise ValueError(f"{path} is no checkpoint: {sentence}") from None
-    if state["threads"] != torch.get_num_threads():
-        print(f"resumed with other threads than {state['threads']}: rounding will differ")
+    threads = state.get("threads")
+    if threads != torch.get_num_threads():
+        print(f"resumed with other threads than {threads}: rounding will differ")
     return state
 
 

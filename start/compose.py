@@ -42,9 +42,7 @@ def load_tokenizer(folder, flags, model):
     tokenizer = tokenizer_class.load(folder, flags.chat, flags.system, flags.think)
     size = model.config.vocab_size
     if tokenizer.vocab_size > size:
-        raise ValueError(
-            f"{folder}: a tokenizer of {tokenizer.vocab_size} tokens, a model of {size}"
-        )
+        raise ValueError(f"{folder}: {tokenizer.vocab_size} tokens, but a model for {size}")
     return tokenizer
 
 

@@ -51,10 +51,11 @@ def estimate(nets, config, group_size, prompt_columns):
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
     B, T = config.prompts_per_step, config.max_new_tokens
-    prompts = B * group_size
+    responses = config.prompts_sampled * group_size
+    prompts = responses
     if shares_prompts(prompt_columns, group_size, config.device):
-        prompts = B
-    sampled = B * group_size * T + prompts * prompt_columns
+        prompts = config.prompts_sampled
+    sampled = responses * T + prompts * prompt_columns
     rows = max(1, config.tokens_per_microbatch // (prompt_columns + T))
     updated = rows * T + min(rows, B) * prompt_columns  # each prompt of a micro-batch once
     vocab_size = len(nets.policy.head)

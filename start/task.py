@@ -43,8 +43,8 @@ def build_task(flags, seed):
 
 def user_function(name):
     """The function that --reward names. Its file is the user's own program, and is run."""
-    path, _, function_name = name.rpartition(":")
-    function = runpy.run_path(path).get(function_name) if path else None
+    path, _, function_name = name.partition(":")
+    function = runpy.run_path(path).get(function_name)
     if not callable(function):
         raise ValueError(f"--reward {name}: name a file and a function in it, as in mine.py:reward")
     return function

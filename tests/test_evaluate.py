@@ -7,8 +7,8 @@ import math
 import random
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 import evaluate
 import plot
@@ -33,12 +33,6 @@ def test_pass_at_k_is_unbiased():
         right = sum(rng.random() < p for _ in range(8))
         estimates.append(pass_at_k(8, right, 4))
     assert sum(estimates) / len(estimates) == pytest.approx(1 - (1 - p) ** 4, abs=0.01)
-
-
-@pytest.mark.parametrize("n, c, k", [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5)])
-def test_pass_at_k_refuses_nonsense(n, c, k):
-    with pytest.raises(ValueError):
-        pass_at_k(n, c, k)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +141,7 @@ def write_csv(path, header, *lines):
 def drawn(monkeypatch, folders, **settings):
     """The axes that plot.draw makes of some folders."""
     figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **settings: figures.append(figure))
     plot.draw([str(folder) for folder in folders], f"{folders[0]}/curves.png", **settings)
     return figures[0]
 
@@ -159,13 +153,13 @@ def points(line):
 def test_seeds_are_averaged_by_step_and_negative_values_are_seen(tmp_path, monkeypatch):
     write_csv(tmp_path / "x-0" / "metrics.csv", "step,reward,kl", "1,-1,nan", "2,0,", "3,2,0.5")
     write_csv(tmp_path / "x-1" / "metrics.csv", "step,reward", "2,1", "3,3")
-    write_csv(tmp_path / "x-0" / "eval.csv", "step,set,pass@1,cons@4,cons@4_ci", "0,a,0.5,1,9")
+    write_csv(tmp_path / "x-0" / "eval.csv", "step,set,accuracy,cons@4,cons@4_ci", "0,a,0.5,1,9")
     figure = drawn(monkeypatch, [tmp_path / "x-0", tmp_path / "x-1"])
     held_out, reward, kl = figure.axes[0], figure.axes[1], figure.axes[6]
     assert points(reward.lines[0]) == [(1, -1), (2, 0.5), (3, 2.5)]
     assert reward.get_ylim()[0] < -1
     assert points(kl.lines[0]) == [(3, 0.5)] and kl.get_ylim()[0] == 0
-    assert [line.get_label() for line in held_out.lines] == ["pass@1", "cons@4"]
+    assert [line.get_label() for line in held_out.lines] == ["accuracy", "cons@4"]
     assert "2 seeds" in figure.get_suptitle()
 
 
@@ -186,6 +180,6 @@ def test_a_tenth_panel_is_drawn(tmp_path, monkeypatch):
     write_csv(tmp_path / "metrics.csv", "step,mine", "1,5", "4,6")
     figure = drawn(monkeypatch, [tmp_path])
     assert points(figure.axes[9].lines[0]) == [(1, 5), (4, 6)]
-    assert [axis.get_visible() for axis in figure.axes] == [True] * 10 + [False] * 2
+    assert len(figure.axes) == 10
     figure = drawn(monkeypatch, [tmp_path], journey=True)
     assert points(figure.axes[9].lines[0]) == [(0.25, 5), (1, 6)]

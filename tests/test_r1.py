@@ -358,7 +358,7 @@ def test_sft_resumes_to_the_same_weights(tmp_path, capsys):
     data.write_text(rows + rows.splitlines()[0])
     refused(capsys, sft.main, [*to_parts, "--resume"], other)
     data.write_text(rows)
-    refused(capsys, sft.main, to_parts, "holds a run already: go on with --resume, or name another")
+    refused(capsys, sft.main, to_parts, "holds a run already: --resume it, or name another")
 
     run("parts", "--resume")
     whole, parts = GPT.load(tmp_path / "whole"), GPT.load(tmp_path / "parts")

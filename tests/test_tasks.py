@@ -229,15 +229,15 @@ def countdown_row(numbers, target, **more):
         ({"question": "q", "kind": "countdown", "numbers": [1, 2]}, "None"),
         (countdown_row([], 3), "[]"),
         (countdown_row(5, 3), "5"),
-        (countdown_row({"1": 2}, 3), "list"),
+        (countdown_row({"1": 2}, 3), "{'1': 2}"),
         (countdown_row(["1", "2"], 3), "'1'"),
         (countdown_row([1, True], 3), "True"),
         (countdown_row([1, 2], "3"), "'3'"),
         (countdown_row([1, 2], math.nan), "nan"),
         (countdown_row([1, 2], math.inf), "inf"),
         (countdown_row([1, -math.inf], 3), "-inf"),
-        (countdown_row([1, 2.5], 3), "pick 2 of 1 whole numbers"),
-        (countdown_row([1, -2], 3), "pick 2 of 1 whole numbers"),
+        (countdown_row([1, 2.5], 3), "[1, 2.5]"),
+        (countdown_row([1, -2], 3), "[1, -2]"),
         (countdown_row([1, 2], 3, pick=3), "pick"),
         (countdown_row([1, 2], 3, pick=0), "pick"),
         (countdown_row([1, 2], 3, pick=-1), "pick"),
@@ -418,7 +418,7 @@ def test_gym_items_do_not_depend_on_the_process():
 
 
 @needs("reasoning_gym")
-def test_scorers_that_evaluate_text(tmp_path, monkeypatch):
+def test_scorers_that_evaluate_text(tmp_path):
     """n_queens has an eval() in its scorer: no program, no file, no endless power."""
     canary = tmp_path / "canary"
 
@@ -435,8 +435,6 @@ def test_scorers_that_evaluate_text(tmp_path, monkeypatch):
         assert ask(text) == 0 and not canary.exists()
     assert ask("9**9**9**9") is None
     assert ask("exit()") == 0 and ask("x") == 0
-    # not the minute that it waits for a child without its alarm
-    monkeypatch.setattr(external, "MAX_SECONDS", external.SECONDS + 3)
     assert ask("__import__('signal').setitimer(0, 0) and [0 for _ in iter(int, 1)]") is None
     assert ask("x") == 0
 

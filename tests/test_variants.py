@@ -11,6 +11,7 @@ from conftest import sample_rollout, score_rollout, step_gradient
 import grpo
 import train
 import variants
+from plumbing.flags import fill
 from start.resume import parse_run
 from variants import PRESETS, group_advantages, kl_estimate
 
@@ -41,7 +42,7 @@ def config(name, **changes):
     preset = dict(PRESETS[name])
     if preset.get("loss_aggregation") == "constant":
         preset["constant"] = 10
-    return variants.Config(**dict(group_size=G) | preset | changes)
+    return fill(variants.Config, dict(group_size=G) | preset | changes)
 
 
 def by_our_code(hp, s, algo=variants):

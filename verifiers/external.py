@@ -20,17 +20,17 @@ import importlib.util
 import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 
 from verifiers.sandbox_child import confine
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SECONDS = 3.0  # of a request
-MAX_SECONDS = 60.0  # of a request that switched its alarm off
+SECONDS_TO_START = 60.0
 MEMORY_MB = 4096
 
 
@@ -78,16 +78,17 @@ class Child:
         return self.request(arguments, SECONDS)
 
     def request(self, arguments, seconds):
+        """As `ask`, of a process that runs, which is killed after so many seconds."""
         process = self.process
         timer = threading.Timer(seconds, process.kill)
         timer.start()
-        try:
-            print(json.dumps(arguments), file=process.stdin, flush=True)
-            line = process.stdout.readline()
-        finally:
-            timer.cancel()
-        if not line.endswith("\n"):
-            ...
+        print(json.dumps(arguments), file=process.stdin, flush=True)
+        line = process.stdout.readline()
+        timer.cancel()
+        if not line.endswith("\n"):  # it has ended
+            if process.wait() == -signal.SIGKILL:
+                return None
+            raise RuntimeError(f"{self.package} ended with status {process.returncode}")
         answer, error = json.loads(line)
         if error:
             raise RuntimeError(error)
@@ -144,24 +145,23 @@ def score(name, seed, index, answer=None):
 FUNCTIONS = {"math_verify": same, "reasoning_gym": score}
 
 
-def serve():
+def serve(package):
     requests, replies = sys.stdin, sys.stdout
     sys.stdin = None
     sys.stdout = sys.stderr  # what a package prints is no reply
     for line in requests:
-        package, *arguments = json.loads(line)
+        arguments = json.loads(line)
         try:
             if package not in sys.modules:
-                importlib.import_module(package)  # not within the time limit
+                importlib.import_module(package)
                 if sys.platform == "linux":
                     confine(MEMORY_MB, -1)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            reply = [FUNCTIONS[package](*arguments), None]
+            answer = FUNCTIONS[package](*arguments) if arguments else None
+            reply = [answer, None]
         except BaseException:
             reply = [None, traceback.format_exc()]
-        signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1])

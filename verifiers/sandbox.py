@@ -31,7 +31,6 @@ and a program can see that a file exists, though not what is in it. x86-64 Linux
 """
 
 import ast
-import contextlib
 import marshal
 import os
 import subprocess
@@ -73,19 +72,12 @@ def execute(source, calls, stdin, timeout, memory_mb):
         requests.write(request + stdin.encode(errors="replace"))
         requests.seek(0)
         command = [sys.executable, "-sSB", CHILD, str(len(request))]
-        files = {"stdin": requests, "stdout": out, "stderr": errors}
-        answer = None
-        # One process is all there is to be killed at the timeout.
-        with contextlib.suppress(subprocess.SubprocessError):
-            subprocess.run(
-                command,
-                env=ENVIRONMENT,
-                start_new_session=True,
-                timeout=timeout,
-                check=True,
-                **files,
-            )
+        settings = {"stdin": requests, "stdout": out, "stderr": errors, "env": ENVIRONMENT}
+        try:  # one process is all there is to kill at the timeout
+            subprocess.run(command, check=True, timeout=timeout, start_new_session=True, **settings)
             answer = lines_of(read_text(out))
+        except subprocess.SubprocessError:
+            answer = None
         return read_text(errors), answer
 
 
