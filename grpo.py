@@ -61,7 +61,7 @@ def networks(policy, hp):
 
 def update_reference(nets, rollouts, hp):
     """pi_ref <- pi after every ref_every optimizer steps, when the next rollout begins."""
-    steps = hp.minibatches * hp.epochs  # optimizer steps of a rollout
+    steps = hp.minibatches * hp.epochs  # of a rollout
     if nets.ref is not None and hp.ref_every and rollouts * steps % hp.ref_every < steps:
         nets.ref.load_state_dict(nets.policy.state_dict())
 

@@ -177,16 +177,17 @@ def update(run, rollout, step):
     # without a reference and a critic, a response with no advantage has no gradient
     trained = (rollout.advantages != 0).any(1)
     if rollout.ref_logprobs is not None or rollout.values is not None:
-        trained[:] = True
+        trained = rollout.response_mask.any(1)
     totals = {"tokens": 0.0, "loss": 0.0}
     norms = []
+    gap = math.nan
     for _ in range(hp.epochs):  # 10
         rows = torch.randperm(N, generator=generator) if hp.minibatches > 1 else torch.arange(N)
         for minibatch in rows.to(trained.device).tensor_split(min(N, hp.minibatches)):
             batch = rollout.select(minibatch)
             batch.weights = run.algo.weights(batch.response_mask, hp)
             accumulate_gradient(run, batch, trained[minibatch], totals)
-            if not norms:  # nothing has moved yet: what differs is the sampler from the trainer
+            if math.isnan(gap):  # nothing has moved yet: the sampler differs from the trainer
                 gap = mean(totals, "mean_abs_log_ratio")
             norms.append(optimizer_step(run, step))  # 11
     metrics = {

@@ -83,8 +83,9 @@ def covering(axes):
     """Few settings, {axis: value}, such that any two values of two axes meet in one of them."""
     rng = random.Random(0)
     wanted = set()
-    for values in itertools.product(*axes.values()):
-        wanted |= pairs_of(dict(zip(axes, values, strict=True)))
+    for a, b in itertools.combinations(axes, 2):
+        for x, y in itertools.product(axes[a], axes[b]):
+            wanted.add(((a, x), (b, y)))
     settings = []
     while wanted:
         drawn = [{name: rng.choice(axes[name]) for name in axes} for _ in range(50)]
@@ -193,8 +194,9 @@ def set_group_advantages(responses, hp):
     prices = [0.0] * len(responses)
     if hp.kl_coef and hp.kl == "reward":
         for i, response in enumerate(responses):
-            k1 = float((response.old - response.ref).sum())
-            prices[i] = response.reward * 0 + hp.kl_coef * k1  # NaN where the reward is
+            prices[i] = hp.kl_coef * float((response.old - response.ref).sum())
+            if math.isnan(response.reward):
+                prices[i] = NAN
         prices = compared(prices, hp.baseline, "none")
     for response, A, price in zip(responses, advantages, prices, strict=True):
         response.A = torch.full((len(response.ids),), A - price)
@@ -273,11 +275,12 @@ def naive_loss(nets, batch, hp, choices, temperature, sums):
         if nets.ref is None and critic is None and not response.A.any():
             continue  # no gradient: it counts in the mean, and nobody asks for its log-probs
         T = len(response.ids)
-        share = {
-            "sequence": 1 / T / len(batch),
-            "token": 1 / tokens,
-            "constant": 1 / choices.constant / len(batch),
-        }[choices.loss_aggregation]
+        if choices.loss_aggregation == "token":
+            share = 1 / tokens
+        elif choices.loss_aggregation == "constant":
+            share = 1 / choices.constant / len(batch)
+        else:
+            share = 1 / T / len(batch)
         logp, entropy = log_pi(nets.policy, response, temperature)
         J = objective(logp, response, choices, sums)
         if critic is not None:
@@ -300,29 +303,40 @@ def naive_loss(nets, batch, hp, choices, temperature, sums):
     return loss
 
 
-def naive_update(algo, nets, responses, hp, config):
-    """-> the gradients (policy, critic) of each optimizer step, metrics. Moves the networks."""
-    given = vars(hp) | ({"kl_coef": 0.0} if algo is ppo else {})  # PPO's KL is in the reward
-    choices = fill(variants.Config, given)
-    explained_variance = None
+def naive_scores(algo, nets, responses, hp, choices, temperature):
+    """Fills in ref, values, A and returns -> PPO's explained variance."""
     with torch.no_grad():
         for response in responses:
             if nets.ref is not None:
-                response.ref, _ = log_pi(nets.ref, response, config.temperature)
+                response.ref, _ = log_pi(nets.ref, response, temperature)
             if algo is ppo:
                 response.values = value(nets.critic, response)
     if algo is ppo:
-        explained_variance = set_ppo_advantages(responses, hp)
-    else:
-        set_group_advantages(responses, choices)
+        return set_ppo_advantages(responses, hp)
+    set_group_advantages(responses, choices)
+    return None
 
-    trained = [(nets.policy, config.lr)]
+
+def clip_gradient(net, limit):
+    """-> the norm before"""
+    norm = flat_gradient(net).norm()
+    for p in net.parameters():
+        if p.grad is not None:
+            p.grad *= min(1.0, limit / (norm + 1e-6))
+    return float(norm)
+
+
+def naive_update(algo, nets, responses, hp, config):
+    """-> the gradients (policy, critic) of each optimizer step, metrics. Moves the networks."""
+    choices = fill(variants.Config, vars(hp))  # GRPO is their defaults
+    trained = {nets.policy: config.lr}
     if algo is ppo:
-        trained.append((nets.critic, hp.critic_lr))
+        choices.kl_coef = 0.0  # its KL is in the reward
+        trained[nets.critic] = hp.critic_lr
+    explained_variance = naive_scores(algo, nets, responses, hp, choices, config.temperature)
     optimizers = []
-    for net, lr in trained:
-        betas = (0.9, 0.95)
-        optimizers.append(torch.optim.AdamW(net.parameters(), lr, betas, weight_decay=0.0))
+    for net, lr in trained.items():
+        optimizers.append(torch.optim.AdamW(net.parameters(), lr, (0.9, 0.95), weight_decay=0.0))
     names = "tokens loss kl entropy clip_low clip_high value_clip mean_abs_log_ratio"
     sums = dict.fromkeys(names.split(), 0.0)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + STEP)
@@ -337,25 +351,18 @@ def naive_update(algo, nets, responses, hp, config):
             loss = naive_loss(nets, batch, hp, choices, config.temperature, sums)
             if torch.is_tensor(loss):
                 loss.backward()
-            gradients = []
-            for net, _ in trained:
-                norm = flat_gradient(net).norm()
-                if net is nets.policy:
-                    norms.append(float(norm))
-                for p in net.parameters():
-                    if p.grad is not None:
-                        p.grad *= min(1.0, config.clip_norm / (norm + 1e-6))
-                gradients.append(flat_gradient(net))
-            steps.append(gradients)
+            norms.append([clip_gradient(net, config.clip_norm) for net in trained])
+            steps.append([flat_gradient(net) for net in trained])
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             if len(steps) == 1:
                 gap = sums["mean_abs_log_ratio"] / sums["tokens"]
     metrics = {name: total / sums["tokens"] for name, total in sums.items()}
-    metrics["kl"] = NAN if nets.ref is None else metrics["kl"]
+    if nets.ref is None:
+        metrics["kl"] = NAN
     metrics["loss"] = sums["loss"] / len(steps)
-    metrics["grad_norm"] = sum(norms) / len(steps)
+    metrics["grad_norm"] = sum(of_policy for of_policy, *_ in norms) / len(steps)
     metrics["sampler_trainer_gap"] = gap
     metrics["explained_variance"] = explained_variance
     return steps, metrics
@@ -394,8 +401,9 @@ def make_run(algo, policy, flags):
     config, hp = fill(train.Config, flags), fill(algo.Config, flags)
     nets = algo.networks(policy, hp)
     generator = torch.Generator().manual_seed(1)
-    for net in (nets.ref, getattr(nets, "critic", None)):
-        for p in [] if net is None else net.parameters():
+    others = [net for net in vars(nets).values() if net is not None and net is not policy]
+    for net in others:
+        for p in net.parameters():
             p.data += 0.03 * torch.randn(p.shape, generator=generator).to(p)
     optimizer = RecordingOptimizer(train.make_optimizer(nets, hp, config.lr))
     autocast = contextlib.nullcontext()
