@@ -28,7 +28,7 @@ AVERAGED = ["length", "reflection", "reflections", "format", "language", "trunca
 @dataclass(kw_only=True)
 class Config(TaskFlags):
     model: str = flag(REQUIRED, "checkpoint folder")
-    k: int = flag(16, "samples per problem", at_least=1)
+    k: int = flag(16, "samples per problem", at_least=1, at_most=10_000)
     problems: int = flag(128, "at most this many problems of each set", at_least=1)
     max_new_tokens: int = flag(320, "longest response", at_least=1)
     temperature: float = flag(1.0, "of the samples; 0: greedy")
@@ -63,6 +63,20 @@ def mean_interval(values):
     return mean, 1.96 * math.sqrt(variance / len(values))
 
 
+def judge_all(judge, problems, rollout):
+    """Judges a rollout of as many responses to each problem -> [the judge's dict of a response].
+
+    SystemExit that names a response whose accuracy is infinite, or too large to train on."""
+    ids = rollout.response_ids.tolist()
+    lengths = rollout.lengths.tolist()
+    n = len(ids) // len(problems)
+    judged = [judge(problems[i // n], ids[i][: lengths[i]]) for i in range(len(ids))]
+    for facts in judged:
+        if abs(facts["accuracy"]) > 1e12:
+            raise SystemExit(f"a reward of {facts['accuracy']} for the response {facts['text']!r}")
+    return judged
+
+
 @torch.no_grad()
 def sample_and_judge(model, tokenizer, judge, problems, k, max_new_tokens, temperature, seed):
     """k responses to each problem, as the judge's dicts: [[dict]], one list a problem."""
@@ -72,9 +86,7 @@ def sample_and_judge(model, tokenizer, judge, problems, k, max_new_tokens, tempe
         part = problems[i : i + batch]
         prompts = [tokenizer.prompt(problem) for problem in part]
         rollout = sample(model, prompts, k, max_new_tokens, temperature, tokenizer.eos_ids, seed)
-        ids = rollout.response_ids.tolist()
-        lengths = rollout.lengths.tolist()
-        judged = [judge(part[j // k], ids[j][: lengths[j]]) for j in range(len(ids))]
+        judged = judge_all(judge, part, rollout)
         groups += [judged[j : j + k] for j in range(0, len(judged), k)]
     return groups
 
@@ -159,9 +171,12 @@ def table(columns):
 
 def print_before_after(before, after, step):
     """Tables of the held-out sets before and after training, and the first responses to one."""
-    for name in after["metrics"]:
+    for name, metrics in after["metrics"].items():
+        columns = {f"step {step}": metrics}
+        if name in before["metrics"]:
+            columns = {"before": before["metrics"][name]} | columns
         print(f"\nheld-out {name}, mean ± 95% interval")
-        print(table({"before": before["metrics"][name], f"step {step}": after["metrics"][name]}))
+        print(table(columns))
     for (prompt, old), (_, new) in zip(before["samples"], after["samples"], strict=True):
         print(f"\n{'-' * 40}\n{prompt}\n--- before\n{old}\n--- after\n{new}")
 

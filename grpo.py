@@ -88,7 +88,7 @@ def group_advantages(rewards, group_size):
         raise ValueError(f"{len(rewards)} rewards do not make groups of {group_size} (at least 2)")
     r = rewards.view(-1, group_size)  # (B, G)
     A = r - r.nanmean(1, keepdim=True)
-    A = A / A.square().nanmean(1, keepdim=True).sqrt()  # (1)
+    A = A / A.square().nanmean(1, keepdim=True).sqrt()  # (1); 0/0 of equal rewards is replaced
     return torch.where(rewards_differ(r)[:, None] & ~r.isnan(), A, 0.0).flatten()
 
 
@@ -107,11 +107,11 @@ def weights(mask, hp):
 def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     """All (N, T), mask bool -> objective per token (N, T), and metrics as sums over tokens.
 
-    What stands outside the mask has no influence, not even NaN."""
+    Padding is ignored, even if it is NaN."""
     logprobs = torch.where(mask, logprobs, 0.0)
     old_logprobs = torch.where(mask, old_logprobs, 0.0)
     A = torch.where(mask, advantages, 0.0)
-    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # (2)
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # (2), without overflow
     clipped = ratio.clamp(1 - hp.clip_low, 1 + hp.clip_high)
     J = torch.minimum(ratio * A, clipped * A)  # (3)
     metrics = {
@@ -130,7 +130,7 @@ def loss(nets, batch, hp):
     """A micro-batch of an optimizer step -> its part of -J, a scalar, and metrics as above."""
     logprobs, entropy = response_logprobs(nets.policy, batch)
     old_logprobs = batch.old_logprobs
-    if hp.minibatches * hp.epochs == 1:  # pi is pi_old: the ratio is 1 exactly
+    if hp.minibatches * hp.epochs == 1:  # pi is pi_old: the ratio is 1, but has a gradient
         old_logprobs = logprobs.detach()
     mask = batch.response_mask
     J, metrics = objective(logprobs, old_logprobs, batch.advantages, mask, hp, batch.ref_logprobs)

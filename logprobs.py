@@ -16,8 +16,8 @@ from fast import tiled_logprobs
 from sampler import run_prompts
 
 SMALL_VOCABULARY = 4096
-SMALL_TABLE = 1 << 24  # so many logits of a small vocabulary are left to autograd
-KEEP_BYTES = 1 << 30  # of a large vocabulary's logits, that stay for the backward pass
+SMALL_TABLE = 1 << 24  # up to so many logits of a small vocabulary autograd does the work
+KEEP_BYTES = 1 << 30  # of a large vocabulary's logits are kept for the backward pass
 
 
 def log_softmax_gather(logits, targets):
@@ -29,8 +29,8 @@ def log_softmax_gather(logits, targets):
 
 def reference_logprobs(hidden, weight, targets, temperature=1.0):
     """The definition of `token_logprobs`."""
-    logits = hidden @ weight.T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    logits = hidden.to(dtype) @ weight.to(dtype).T / temperature
     logp = logits.log_softmax(-1)
     entropy = -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)
     return logp.gather(-1, targets[:, None])[:, 0], entropy
@@ -44,12 +44,12 @@ def token_logprobs(hidden, weight, targets, temperature=1.0, keep=None):
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if device == "cuda" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+    V = len(weight)
     with torch.autocast(device, enabled=False):
-        hidden = hidden.to(dtype)
-        weight = weight.to(dtype)
-        V = len(weight)
         if V <= SMALL_VOCABULARY and len(hidden) * V <= SMALL_TABLE:
             return reference_logprobs(hidden, weight, targets, temperature)
+        hidden = hidden.to(dtype)
+        weight = weight.to(dtype)
         keep = KEEP_BYTES if keep is None else keep
         return tiled_logprobs(hidden, weight, targets, temperature, keep)
 
@@ -67,12 +67,13 @@ def response_logprobs(model, rollout):
 
 
 def response_states(model, rollout):
-    """The state before each response token, (N, T, C): the only place that shifts by one.
+    """The state before each response token, (N, T, C).
 
-    Each prompt runs once, as in the sampler; its cache is repeated for its rows, with gradients."""
+    This is the only place that shifts by one: the last state of the prompt predicts the first
+    token of the response, and so on. Each prompt runs once; its cache is repeated for its rows."""
     problems, group = rollout.group.unique(return_inverse=True)  # (U,), (N,)
     rows = torch.arange(len(group), device=group.device)
-    row = torch.zeros_like(problems).index_copy_(0, group, rows)  # (U,) a row of each problem
+    row = torch.zeros_like(problems).index_copy_(0, group, rows)  # (U,) one row of each problem
     hidden, cache = run_prompts(model, rollout.prompt_ids[row], rollout.prompt_start[row])
     first = hidden.index_select(0, group)  # (N, 1, C)
     if rollout.response_ids.shape[1] == 1:

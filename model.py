@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.checkpoint import checkpoint as recompute_block
 
 from plumbing import checkpoint
 
@@ -61,7 +61,7 @@ class KVCache:
     def columns(self):
         return 0 if self.layers[0] is None else self.layers[0][0].shape[2]
 
-    def place(self, S, device):
+    def advance(self, S, device):
         """-> the columns of S new tokens (S,), and K, how many columns there are with them."""
         past = self.columns
         return torch.arange(S, device=device) + past, past + S
@@ -82,7 +82,7 @@ class KVCache:
     def select(self, rows):
         """The cache of `rows` (M,), which may repeat rows (a prompt for its group) or drop them."""
         selected = KVCache(len(self.layers), None if self.start is None else self.start[rows])
-        # index_select: the gradient of x[rows] is summed by several threads in any order
+        # index_select, because the backward pass of x[rows] is not deterministic
         for layer, (k, v) in enumerate(self.layers):
             selected.layers[layer] = (k.index_select(0, rows), v.index_select(0, rows))
         return selected
@@ -95,9 +95,9 @@ class KVCache:
 class DecodingCache:
     """The cache of the sampler: one new token a row and call, no gradient.
 
-    Free columns are there beforehand, and keys and values are written in place at `column`. It is
-    a tensor, so a CUDA graph of one token serves for the next. All columns are read, the free ones
-    under a mask."""
+    Memory for more columns is allocated beforehand, and keys and values are written in place at
+    `column`. It is a tensor, so that the CUDA graph of one token can be replayed for the next. All
+    columns are read; the free ones are masked."""
 
     def __init__(self, prompts):
         self.start = prompts.start
@@ -118,7 +118,7 @@ class DecodingCache:
         if self.start is not None:
             self.start = self.start[rows]
 
-    def place(self, S, device):
+    def advance(self, S, device):
         """-> the column of the new token (1,), and K, how many there are, free ones included."""
         self.new_column = self.column.clone()
         self.column += S
@@ -187,7 +187,7 @@ def causal_mask(column, K, start):
     if start is None:
         return mask
     real = key >= start[:, None, None]  # (N, 1, K)
-    itself = key == column[:, None]  # a padding query sees itself: its softmax is not 0/0
+    itself = key == column[:, None]  # padding sees itself: no NaN from an empty softmax
     return (mask & real | itself)[:, None]
 
 
@@ -215,7 +215,8 @@ class Attention(nn.Module):
             k = self.k_norm(k)
         q = rotate(q.transpose(1, 2), cos, sin)  # (N, H, S, D)
         k = rotate(k.transpose(1, 2), cos, sin)  # (N, J, S, D)
-        # under autocast the fp32 tables made q and k fp32; bf16 attention is faster on CUDA only
+        # under autocast the fp32 tables made q and k fp32; bf16 attention is faster on CUDA only.
+        # softmax(q k) v is in the cache, since decoding does it in place
         dtype = v.dtype if v.is_cuda else x.dtype
         y = cache.attention(layer, past, q.to(dtype), k.to(dtype), v.to(dtype), mask)
         return self.o_proj(y)
@@ -264,7 +265,7 @@ class GPT(nn.Module):
             if p.dim() == 2:
                 std = 0.02
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    std /= (2 * config.n_layer) ** 0.5  # GPT-2: what is added to x starts smaller
+                    std /= (2 * config.n_layer) ** 0.5  # GPT-2's scale of residual projections
                 nn.init.normal_(p, std=std)
 
     def new_cache(self, start=None):
@@ -277,7 +278,7 @@ class GPT(nn.Module):
         Raises ValueError past max_seq_len."""
         if cache is None:
             cache = self.new_cache()
-        column, K = cache.place(ids.shape[1], ids.device)
+        column, K = cache.advance(ids.shape[1], ids.device)
         if K > self.config.max_seq_len:
             raise ValueError(f"{K} columns, but the model's context is {self.config.max_seq_len}")
         if cache.start is None:
@@ -292,7 +293,7 @@ class GPT(nn.Module):
             # the past is an argument: a block that runs again in the backward pass sees the same
             arguments = (x, cos, sin, mask, cache, i, cache.layers[i])
             if self.recompute and torch.is_grad_enabled():
-                x = recomputed(block, *arguments, use_reentrant=False)
+                x = recompute_block(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
         return self.norm(x)

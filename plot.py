@@ -13,6 +13,7 @@ become one line (mean) and a band (range).
 import base64
 import csv
 import html
+import io
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from plumbing.files import write_file
 from plumbing.flags import Parser, one_line_errors
 
 # title, file, [(column, style)]; a column is the first that begins so
@@ -38,13 +40,30 @@ COLUMNS = 3  # panels side by side
 
 
 def read_text(path):
-    """Empty where there is no file."""
+    """Empty where there is no file. ValueError that names it if it is no text."""
     file = Path(path)
-    return file.read_text(encoding="utf-8") if file.exists() else ""
+    try:
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_rows(path):
-    return list(csv.DictReader(read_text(path).splitlines()))
+    """Rows of a CSV file, {column: text}. ValueError("path:line: reason")."""
+    reader = csv.DictReader(read_text(path).splitlines())
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError("more or fewer cells than the header")
+            for name, text in row.items():
+                if text and name not in ("run", "seed", "set"):
+                    kind = int if name == "step" else float
+                    kind(text)
+            rows.append(row)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}:{reader.line_num}: {error}") from None
+    return rows
 
 
 def read_runs(folders):
@@ -128,7 +147,9 @@ def draw(folders, out, journey=False):
     if seeds > 1:
         title += f": mean and range of {seeds} seeds"
     figure.suptitle(title)
-    figure.savefig(out, dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=110, format="png")
+    write_file(out, image.getvalue())
     print(f"wrote {out}")
 
 
@@ -154,7 +175,7 @@ def report(folders, picture):
             for row in rows:
                 parts.append(html_row(row[name] for name in columns))
         parts.append("</table>")
-        for group in read_text(f"{folder}/samples.txt").split("=== ")[1:]:
+        for group in re.split("(?m)^=== ", read_text(f"{folder}/samples.txt"))[1:]:
             step, _, text = html.escape(group).partition("\n")
             summary = f"<summary>{step}: a prompt and its group</summary>"
             parts.append(f"<details>{summary}<pre>{text}</pre></details>")
@@ -170,10 +191,12 @@ def main(argv=None):
     with one_line_errors():
         args = parser.parse_args(argv)
         picture = args.out or os.path.join(args.folders[0], "curves.png")
+        if not picture.endswith(".png"):
+            raise ValueError(f"--out {picture}: a name that ends in .png is needed")
         draw(args.folders, picture, args.journey)
         if not args.out:
-            page = Path(args.folders[0], "report.html")
-            page.write_text(report(args.folders, picture), encoding="utf-8")
+            page = os.path.join(args.folders[0], "report.html")
+            write_file(page, report(args.folders, picture).encode())
             print(f"wrote {page}")
 
 

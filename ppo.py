@@ -4,7 +4,7 @@ The policy writes a response o_1..o_T to a problem q, which earns R. PPO pays to
 critic V, as large as the policy, learns what is still to come. PPO maximises J and minimises L:
 
     r_t     = -kl_coef (log pi_old(o_t) - log pi_ref(o_t)),  + R if t = T     KL estimator k1    (1)
-    delta_t = r_t + gamma V_t+1 - V_t                   V_T+1 = 0, also where it was cut         (2)
+    delta_t = r_t + gamma V_t+1 - V_t           V_T+1 = 0, also if the length limit cut o        (2)
     A_t     = delta_t + gamma lam A_t+1                 then normalised over the rollout         (3)
     ratio   = pi(o_t | q, o_<t) / pi_old(o_t | q, o_<t)                                          (4)
     clip_t  = min( ratio A_t, clip(ratio, 1 - clip_low, 1 + clip_high) A_t )                     (5)
@@ -17,11 +17,11 @@ PPO (arXiv 1707.06347), whose lambda is of generalized advantage estimation (arX
 (5) is eq. 7 of PPO; (7) is in its authors' code, not in the paper.
 
 Differs from common practice:
- 1. lam is 1, not 0.95: the reward comes at the end, and at 0.95 it counts .006 a hundred tokens
+ 1. lam is 1, not 0.95: the reward comes at the end, and 0.95^100 = .006 of it reaches a token 100
     earlier. DeepSeek-R1 (arXiv 2501.12948v2, supplement A.3) found 0.95 considerably worse.
  2. The critic is a network of its own, with its own learning rate: (7) does not touch the policy.
- 3. The mean (6) is that of DeepSeekMath's eq. 1 and GRPO's: the two differ in the advantage and the
-    place of the KL, and in nothing else.
+ 3. The mean (6) is that of DeepSeekMath's eq. 1 and of grpo.py. What differs from grpo.py is the
+    advantage (3), the KL (k1 in the reward, not k3 in the loss), and the critic (7).
  4. A response whose reward is NaN (could not be determined) is left out as if it had not been
     sampled.
 """
@@ -32,7 +32,7 @@ from types import SimpleNamespace
 
 import torch
 
-from grpo import update_reference  # noqa: F401  the same
+from grpo import update_reference  # noqa: F401  train.py calls ppo.update_reference
 from logprobs import response_logprobs, response_states
 from model import Critic
 from plumbing.flags import check, flag
@@ -46,7 +46,7 @@ SHOWN = "kl entropy explained_variance".split()
 class Config:
     group_size: int = flag(16, "responses per problem; not compared with each other", at_least=1)
     gamma: float = flag(1.0, "discount per token")
-    lam: float = flag(1.0, "lambda of GAE: 1 trusts the reward, 0 trusts the critic")
+    lam: float = flag(1.0, "lambda of GAE: 1 looks to the end, 0 one token ahead")
     critic_lr: float = flag(3e-3, "the critic's learning rate")
     critic_warmup: int = flag(0, "first rollouts that train the critic only")
     value_clip: float = flag(0.2, "a value further than this from its old one is clipped")
@@ -78,7 +78,7 @@ def score(nets, rollout, hp):
 def gae(rewards, values, mask, gamma, lam):
     """rewards of each token, values of the state before it -> advantages, returns; all (N, T).
 
-    mask (N, T) bool is True up to a response's end: what stands outside has no influence."""
+    mask (N, T) bool is True up to a response's end; padding is ignored."""
     rewards = torch.where(mask, rewards, 0.0)
     values = torch.where(mask, values, 0.0)
     delta = rewards - values  # (2)
@@ -116,7 +116,7 @@ def weights(mask, hp):
 def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     """All (N, T), mask bool -> objective per token (N, T), and metrics as sums over tokens.
 
-    What stands outside the mask has no influence. The KL is only measured: its price is in (1)."""
+    As in grpo.py, but the KL is only measured: it is in the reward (1)."""
     logprobs = torch.where(mask, logprobs, 0.0)
     old_logprobs = torch.where(mask, old_logprobs, 0.0)
     A = torch.where(mask, advantages, 0.0)
@@ -136,8 +136,8 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
 def value_loss(values, old_values, returns, weights, hp):
     """All (N, T), weights 0 outside the mask -> the critic's loss, a scalar."""
     clipped = old_values + (values - old_values).clamp(-hp.value_clip, hp.value_clip)
-    worse = torch.maximum((values - returns).square(), (clipped - returns).square())
-    return (worse * weights).sum() / 2  # (7)
+    error = torch.maximum((values - returns).square(), (clipped - returns).square())
+    return (error * weights).sum() / 2  # (7)
 
 
 def loss(nets, batch, hp):
@@ -146,7 +146,7 @@ def loss(nets, batch, hp):
     with torch.set_grad_enabled(batch.step >= hp.critic_warmup):
         logprobs, entropy = response_logprobs(nets.policy, batch)
     old_logprobs = batch.old_logprobs
-    if hp.minibatches * hp.epochs == 1:  # pi is pi_old: the ratio is 1 exactly
+    if hp.minibatches * hp.epochs == 1:  # pi is pi_old: the ratio is 1, but has a gradient
         old_logprobs = logprobs.detach()
     J, metrics = objective(logprobs, old_logprobs, batch.advantages, mask, hp, batch.ref_logprobs)
     metrics["entropy"] = entropy.detach().sum()

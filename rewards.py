@@ -17,13 +17,12 @@ import math
 import re
 import traceback
 from collections import Counter
-from fractions import Fraction
 
+from verifiers.math import equal, number, verify  # noqa: F401  (equal, number: for callers)
 from verifiers.words import REFLECTIONS, VOCABULARY
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END = "<|end|>"  # the end token as the tokenizer writes it
-MAX_ANSWER = 200  # characters of an answer: no huge integer, no deep nesting
 MAX_READ = 200_000  # characters in which words are counted; 32,768 tokens are fewer
 
 
@@ -53,76 +52,16 @@ def answer_or_all(response):
     return response.removesuffix(END).strip() if answer is None else answer
 
 
-BOXED = re.compile(r"(\$?)\\boxed\{(.*)\}\1\.?", re.DOTALL)
-# [0-9] and fullmatch, because \d takes the digits of every script and $ takes a line end
-NUMBER = re.compile(
-    r"""
-    (?:\\?\$)? (?P<sign>[+-]?) (?:\\?\$)?                                  # -12  $12  -$12
-    (?: (?P<decimal> (?: [0-9]+ | [1-9][0-9]{0,2}(?:,[0-9]{3})+ )          # 12  1,234
-                     (?:\.[0-9]+)? | \.[0-9]+ )                            # 12.5  .5
-      | (?P<a>[0-9]+)\ ?/\ ?(?P<b>[0-9]+)                                  # 3/4
-      | \\[dt]?frac\{(?P<c>-?[0-9]+)\}\{(?P<d>[0-9]+)\} )                  # \frac{3}{4}
-    (?:\ ?\\?%)? \$? \.?                                                   # 12%  $12$  12.
-    """,
-    re.VERBOSE,
-)
-
-
-def unboxed(text):
-    r"""The text without one \boxed{...} round all of it."""
-    text = text.strip()
-    box = BOXED.fullmatch(text) if len(text) <= MAX_ANSWER else None
-    return box[2].strip() if box else text
-
-
-def number(text):
-    r"""The exact value of a text that is one number and nothing else; None for any other text.
-
-    "-1,234.5" -> -2469/2    "\boxed{\frac{1}{2}}." -> 1/2    "8 or 7", "12x", "17*23" -> None
-    $ and % are units that change no value, as for the grader of MATH: "50%" is 50, not 1/2."""
-    text = unboxed(text)
-    match = NUMBER.fullmatch(text) if len(text) <= MAX_ANSWER else None
-    if match is None:
-        return None
-    if match["decimal"]:
-        value = Fraction(match["decimal"].replace(",", ""))
-    else:
-        denominator = int(match["b"] or match["d"])
-        if denominator == 0:
-            return None
-        value = Fraction(int(match["a"] or match["c"]), denominator)
-    return -value if match["sign"] == "-" else value
-
-
-def equal(answer, truth):
-    """Is the answer the truth? Numbers as exact fractions; all else as text, or by math-verify.
-
-    None if math-verify could not tell."""
-    if answer is None:
-        return False
-    truth = str(truth)
-    if number(truth) is not None:
-        return number(answer) == number(truth)
-    answer = " ".join(unboxed(answer).split())
-    truth = " ".join(unboxed(truth).split())
-    if answer == truth or not answer or len(answer) > MAX_ANSWER:
-        return answer == truth
-    return importlib.import_module("verifiers.external").equal_latex(answer, truth)
-
-
 # --- The rewards ------------------------------------------------------------------------------
 
 
-def verify_math(problem, answer):
-    return equal(answer, problem["answer"])
-
-
 def verifier(kind):
-    """The function that judges answers to problems of a kind: `verify` of data/KIND.py.
+    """The function that judges answers to problems of a kind: `verify` of data/KIND.py, or of
+    verifiers/math.py.
 
     verify(problem, answer) -> bool, float, or None for "could not tell". ValueError: none."""
     if kind == "math":
-        return verify_math
+        return verify
     if not str(kind).isidentifier() or importlib.util.find_spec(f"data.{kind}") is None:
         raise ValueError(f"problem of kind {kind!r}: there is no data/{kind}.py to judge it")
     module = importlib.import_module(f"data.{kind}")
@@ -143,6 +82,13 @@ def accuracy(problem, response):
     return math.nan if verdict is None else float(verdict)
 
 
+# neither a space nor a character that nobody sees: of no width, of control, a filler, half a pair
+VISIBLE = re.compile(
+    r"[^\s\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
 def format_reward(response, prompt_has_think=False):
     """1.0 if the response is one think block and one answer block, neither empty; else 0.0.
 
@@ -157,9 +103,9 @@ def format_reward(response, prompt_has_think=False):
     between, _, answer = rest.partition("<answer>")
     if not thought.startswith("<think>") or between.strip() or not answer.endswith("</answer>"):
         return 0.0
-    thought = thought.removeprefix("<think>").strip()
-    answer = answer.removesuffix("</answer>").strip()
-    return 1.0 if thought and answer else 0.0
+    thought = thought.removeprefix("<think>")
+    answer = answer.removesuffix("</answer>")
+    return 1.0 if VISIBLE.search(thought) and VISIBLE.search(answer) else 0.0
 
 
 WORD = re.compile(r"[^\W\d_]+")  # a run of letters

@@ -8,9 +8,9 @@ Prompts are padded on the left and responses on the right, so after the sampler 
 distribution that was sampled.
 
 Each prompt runs through the model once, and its cache serves its group. Every BLOCK tokens the
-finished rows leave the batch. A token is drawn by inverse CDF from a table of uniforms (N, T) made
-beforehand of the seed, the prompt and the place in the group: a response depends on these three
-and not on its batch mates.
+finished rows leave the batch. A token is drawn by inverse CDF with a uniform number that was drawn
+beforehand, from the seed, the prompt and the number of the response in its group: a response
+depends on these three and not on its batch mates.
 """
 
 import zlib
@@ -22,13 +22,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fast import decoder, decoding_cache
 
-BLOCK = {"cpu": 16, "cuda": 64}  # tokens between two looks at which rows are left
+BLOCK = {"cpu": 16, "cuda": 64}  # tokens after which finished rows leave the batch
 CPU_CACHE = 1 << 17  # logits drawn from at a time: they stay in the processor's cache
 
 
 @dataclass
 class Rollout:
-    """Filled in from top to bottom as it moves through a training step."""
+    """Filled in, mostly from top to bottom, as it moves through a training step."""
 
     prompt_ids: torch.Tensor  # (N, P) int64, padded on the left
     prompt_start: torch.Tensor  # (N,) first real column of prompt_ids
@@ -114,7 +114,7 @@ def run_prompts(model, prompt_ids, start):
 def uniforms(prompts, group_size, T, seed):
     """u (N, T) in [0, 1): a row depends on the seed, its prompt and its place in the group only.
 
-    The groups of a prompt that stands twice are one group of twice the size."""
+    A prompt that is there twice counts as one group of twice the size: no response comes twice."""
     drawn = []
     places = Counter()
     for prompt in prompts:
@@ -179,10 +179,10 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
         if t == T - 1:
             break
         if t % BLOCK[device.type] == 0:
-            left = alive.nonzero()[:, 0]  # the one host round trip
+            left = alive.nonzero()[:, 0]  # the only GPU-to-CPU synchronization
             if len(left) == 0:
                 break
-            # the cache begins with one row a prompt
+            # before the first compaction the cache has one row a prompt
             cache.compact(group[left] if t == 0 else left, min(BLOCK[device.type], T - t))
             row, token, alive = row[left], token[left], alive[left]
             decode = decoder(model, cache)

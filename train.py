@@ -6,7 +6,9 @@
 The numbers at the right of the code are the lines of that algorithm.
 
 A run writes into its folder: metrics.csv (a row a step), eval.csv (held-out problems), samples.txt
-(whole groups), config.json (flags, versions), state.pt (to resume), model/ (the checkpoint).
+(whole groups), run.json (flags, versions), state.pt (to resume), model/ (the checkpoint). It is
+locked while a run is at work there; a new run does not begin in a folder that holds another's. A
+full disk or a stop ends a run, which goes on from its last checkpoint.
 """
 
 import math
@@ -17,14 +19,14 @@ from dataclasses import dataclass
 import torch
 
 from data import Task
-from evaluate import evaluate, print_before_after, summary
+from evaluate import evaluate, judge_all, print_before_after, summary
 from grpo import rewards_differ
 from plumbing.flags import check, flag, one_line_errors
 from plumbing.run_folder import RunFolder, write_group
 from rewards import Judge
 from sampler import sample
 from start.compose import autocast, check_context, load_model, load_tokenizer
-from start.resume import StopSignal, open_run, parse_run, save_checkpoint
+from start.resume import StopSignal, load_initial, open_run, parse_run, save_checkpoint
 from start.task import TaskFlags, build_task
 
 JUDGED = "reward accuracy format length reflection language truncated unjudged".split()
@@ -43,30 +45,30 @@ class Config(TaskFlags):
     steps: int = flag(40, "rollouts")
     prompts_per_step: int = flag(16, "B, problems per rollout", at_least=1)
     max_new_tokens: int = flag(160, "longest response in training", at_least=1)
-    temperature: float = flag(1.0, "of the sampler, and of all log-probs of what it sampled")
+    temperature: float = flag(
+        1.0, "of the sampler, and of all log-probs of what it sampled", at_least=1e-6
+    )
     format_weight: float = flag(0.1, "reward = accuracy + format_weight * format")
     language_weight: float = flag(0.0, "R1: + language_weight * share of the question's language")
-    overlong: float = flag(0.0, "DAPO: share of max_new_tokens over which the reward falls by 1")
+    overlong: float = flag(
+        0.0, "DAPO: share of max_new_tokens over which the reward falls by 1", at_most=1
+    )
     dynamic_sampling: int = flag(
         1, "DAPO: times as many problems are sampled; equal groups are left out", at_least=1
     )
     lr: float = flag(5e-4, "AdamW's learning rate, constant after the warm-up")
     warmup: int = flag(5, "steps of linear warm-up", at_least=1)
-    clip_norm: float = flag(1.0, "gradient norm limit")
+    clip_norm: float = flag(1.0, "gradient norm limit", at_least=1e-6)
     tokens_per_microbatch: int = flag(1536, "padded tokens: memory and time only", at_least=1)
     eval_every: int = flag(10, "steps between evaluations on held-out problems", at_least=1)
     eval_problems: int = flag(96, "problems of a held-out set", at_least=1)
     eval_sets: int = flag(0, "judge only the first so many held-out sets; 0: all")
-    eval_k: int = flag(16, "samples per held-out problem", at_least=1)
+    eval_k: int = flag(16, "samples per held-out problem", at_least=1, at_most=10_000)
     eval_max_new_tokens: int = flag(320, "longest response in evaluation", at_least=1)
     save_every: int = flag(20, "steps between checkpoints", at_least=1)
 
     def __post_init__(self):
         check(self)
-        if self.temperature == 0:
-            raise ValueError("--temperature 0: training samples, so it must be above 0")
-        if self.overlong > 1:
-            raise ValueError(f"--overlong {self.overlong}: a share, at most 1")
 
     @property
     def prompts_sampled(self):
@@ -138,15 +140,14 @@ def collect_rollout(run, step):
     with run.autocast:
         rollout = sample(run.nets.policy, prompts, G, *limits, seed)  # 7   o_1..o_G ~ pi_old
     rollout.step = step
-    ids = rollout.response_ids.tolist()
-    lengths = rollout.lengths.tolist()
-    judged = []
-    for i in range(len(ids)):
-        facts = run.judge(problems[i // G], ids[i][: lengths[i]])
+    judged = judge_all(run.judge, problems, rollout)
+    for facts in judged:
         facts["reward"] = total_reward(facts, config)  # 8   r_1..r_G
-        judged.append(facts)
     rewards = [facts["reward"] for facts in judged]
     rollout.rewards = torch.tensor(rewards, device=rollout.response_ids.device)
+    if rollout.rewards.isnan().all():
+        text = judged[0]["text"]
+        raise SystemExit(f"step {step + 1}: no response could be judged, the first is {text!r}")
     if config.dynamic_sampling > 1:
         rows = informative_rows(rollout.rewards, G, config.prompts_per_step)
         rollout = rollout.select(rows)
@@ -347,24 +348,22 @@ def judge_main_set(run):
 
 
 def train(run, stop):
-    """The steps of a run."""
+    """The steps of a run. It is saved before each evaluation, which a stop may cut off."""
     config = run.config
     columns = LINE | dict.fromkeys(run.algo.SHOWN, ".4f")
     for step in range(run.step, config.steps):
-        row = train_step(run, step)
-        run.step = step + 1
-        if step % 20 == 0:
-            print(" ".join(f"{name[:11]:>11}" for name in columns))
-        print(" ".join(f"{row[name]:11{form}}" for name, form in columns.items()), flush=True)
-        run.folder.metrics.write_row(row)
-        if run.step % config.eval_every == 0 and run.step < config.steps:
+        if step > 0 and step % config.eval_every == 0:
             judge_main_set(run)
-        if run.step % config.save_every == 0 or run.step == config.steps or stop.number:
-            save_checkpoint(run)
-        if stop.number:
-            command = f"python train.py --out {config.out} --resume"
-            print(f"stopped after step {run.step}; go on with: {command}")
-            raise SystemExit(128 + stop.number)
+        with stop.delayed():
+            row = train_step(run, step)
+            run.step = step + 1
+            if step % 20 == 0:
+                print(" ".join(f"{name[:11]:>11}" for name in columns))
+            print(" ".join(f"{row[name]:11{form}}" for name, form in columns.items()), flush=True)
+            run.folder.metrics.write_row(row)
+            is_due = run.step % config.save_every == 0 or run.step % config.eval_every == 0
+            if is_due or run.step == config.steps or stop.number:
+                save_checkpoint(run)
 
 
 def main(argv=None):
@@ -372,20 +371,22 @@ def main(argv=None):
     with one_line_errors():
         run = setup(argv)
     config, policy, held_out = run.config, run.nets.policy, run.task.held_out
-    stop = StopSignal()
+    stop = StopSignal(config.out)
     parameters = sum(p.numel() for p in policy.parameters())
     responses = f"{config.prompts_per_step} x {run.hp.group_size} responses a step"
     print(f"{config.algo} on {config.task}: {parameters:,} parameters, {responses}, {config.out}")
+    with stop.delayed():
+        save_checkpoint(run)
     if run.before is None:
         run.before = judge_main_set(run)
-    save_checkpoint(run)
     print(f"RL starts {time.time() - began:.0f} s after the command", flush=True)
     train(run, stop)
-    stop.release()
     after = judge_held_out(run, held_out, policy, run.step)
-    initial = load_model(config.init, config)  # the other sets wait until now: RL starts at once
-    run.before["metrics"] |= judge_held_out(run, list(held_out)[1:], initial, 0)["metrics"]
+    initial = load_initial(config)  # the other sets wait until now: RL starts at once
+    if initial is not None:
+        run.before["metrics"] |= judge_held_out(run, list(held_out)[1:], initial, 0)["metrics"]
     print_before_after(run.before, after, run.step)
+    stop.release()
     print(f"\n{time.time() - began:.0f} s. Curves: python plot.py {config.out}")
 
 

@@ -22,9 +22,13 @@ from dataclasses import dataclass
 
 import torch
 
-from grpo import METRICS, SHOWN, networks, rewards_differ, score, update_reference  # noqa: F401
+from grpo import networks, rewards_differ, score, update_reference  # noqa: F401  the same
 from logprobs import response_logprobs
 from plumbing.flags import check, flag
+
+# columns of metrics.csv, and those of them that the line of a step shows
+METRICS = "kl entropy clip_low clip_high mean_abs_log_ratio".split()
+SHOWN = "kl entropy".split()
 
 REINFORCE = dict(scale="none", trust="cispo", cap=1e9, loss_aggregation="constant")
 PRESETS = {

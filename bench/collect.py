@@ -44,9 +44,10 @@ def describe(folder):
     run, seed = run_and_seed(folder)
     line = {"run": run, "seed": seed, "commit": "", "torch": "", "threads": "", "flags": ""}
     config = {}
-    if os.path.exists(f"{folder}/config.json"):
-        with open(f"{folder}/config.json") as f:
-            config = json.load(f)
+    for name in ("run.json", "config.json"):  # the second: of runs made before there was the first
+        if not config and os.path.exists(f"{folder}/{name}"):
+            with open(f"{folder}/{name}") as f:
+                config = json.load(f)
     if "flags" in config:
         line |= {name: config[name] for name in ("commit", "torch", "threads")}
         line["flags"] = changed_flags(config["flags"])

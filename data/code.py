@@ -31,10 +31,10 @@ FORMS = [
 
 
 def verify(problem, answer):
-    """The program in the answer, that of its last ```python block if any, passes the tests."""
-    blocks = answer.split("```")
-    program = blocks[-2].partition("\n")[2] if len(blocks) > 2 else answer
-    return sandbox.run(program, problem["tests"])
+    """The program in the answer passes the tests: its last ```python block, else its last block."""
+    blocks = answer.split("```")[1:-1:2] or ["\n" + answer]
+    blocks = [block for block in blocks if block.lower().startswith("py")] or blocks
+    return sandbox.run(blocks[-1].partition("\n")[2], problem["tests"])
 
 
 def check(problem):

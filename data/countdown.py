@@ -17,7 +17,7 @@ from operator import add, mul, sub, truediv
 
 from data.pairs import is_held_out
 from data.prompt import ask
-from rewards import MAX_ANSWER
+from verifiers.math import MAX_ANSWER
 
 QUESTION = "Use each of the numbers {} exactly once, with + - * / and parentheses, to make {}."
 OPERATIONS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
@@ -71,6 +71,9 @@ def check(problem):
     pick = problem.get("pick", len(numbers))
     if type(pick) is not int or not 1 <= pick <= len(numbers):
         raise ValueError(f"countdown: pick {pick!r} of {numbers!r}")
+    shortest = sorted(len(str(n)) for n in numbers)[:pick]
+    if sum(shortest) + pick - 1 > MAX_ANSWER:
+        raise ValueError(f"countdown: {pick} numbers do not fit into {MAX_ANSWER} characters")
 
 
 def combine(rng, values):

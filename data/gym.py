@@ -11,8 +11,8 @@ from verifiers import external
 
 
 def verify(problem, answer):
-    """The generator's own score, 0 to 1; None if it takes too long."""
-    return external.REASONING_GYM.ask(*problem["item"], answer)
+    """The generator's own score, 0 to 1; 0 if it takes too long."""
+    return external.REASONING_GYM.ask(*problem["item"], answer) or 0.0
 
 
 def make_problems(generator, seed, count):

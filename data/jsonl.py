@@ -3,10 +3,10 @@ r"""JSON-lines files. A bad row is one line that names the file, the line and th
 As a task a file has rows of a "prompt", which is used as it stands, or of a "question" or
 "problem", which is asked as data/prompt.py does, and an "answer" or worked "solution": the final
 answer is what follows the last ####, as in GSM8K, or stands in the last \boxed{...}, as in MATH.
+10,100,200 is one number; several have spaces or brackets, as 10, 100, 200.
 Rows of another "kind" have what data/KIND.py reads.
 """
 
-import argparse
 import importlib
 import itertools
 import json
@@ -16,8 +16,10 @@ import regex
 from tqdm import tqdm
 
 from data.prompt import ask
-from plumbing.checkpoint import replacing
-from rewards import language_consistency, number, verifier
+from plumbing.files import check_output, replacing
+from plumbing.flags import Parser, one_line_errors
+from rewards import language_consistency, verifier
+from verifiers.math import number
 
 # Braces in pairs; \{ is no brace.
 BOXED = regex.compile(r"\\boxed\{((?:\\.|[^{}\\]|\{(?1)\})*+)\}", regex.DOTALL)
@@ -57,11 +59,15 @@ def write(path, rows):
 
 def generate(kinds):
     """The program `python -m MODULE KIND COUNT FILE`: COUNT rows of the generator kinds[KIND]."""
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("count", type=int)
     parser.add_argument("file")
-    args = parser.parse_args()
+    with one_line_errors():
+        args = parser.parse_args()
+        if not 1 <= args.count < 1e12:
+            raise ValueError(f"{args.count} rows: at least 1 is needed, below 1e12")
+        check_output(args.file)
     rows = itertools.islice(kinds[args.kind], args.count)
     write(args.file, tqdm(rows, desc=args.kind, total=args.count))
 

@@ -3,7 +3,7 @@
 python -m data.learn_tokenizer CORPUS.jsonl FOLDER
 """
 
-import argparse
+import os
 from collections import Counter
 from itertools import pairwise
 
@@ -11,7 +11,8 @@ import regex
 
 from data.jsonl import read
 from data.tokenizer import PATTERN, Tokenizer
-from plumbing.flags import one_line_errors
+from plumbing.files import check_output
+from plumbing.flags import Parser, one_line_errors
 
 
 def learn(text, size=639):
@@ -38,11 +39,13 @@ def learn(text, size=639):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Learn a tokenizer from the texts of a corpus.")
+    parser = Parser(description="Learn a tokenizer from the texts of a corpus.")
     parser.add_argument("corpus", help="a JSON-lines file of rows with a prompt and a response")
     parser.add_argument("folder", help="where tokenizer.tiktoken is written")
-    args = parser.parse_args()
     with one_line_errors():
+        args = parser.parse_args()
         rows = read(args.corpus, ("prompt", "response"))
+        os.makedirs(args.folder, exist_ok=True)
+        check_output(os.path.join(args.folder, "tokenizer.tiktoken"))
         text = "\n".join(row["prompt"] + row["response"] for row in rows)
         Tokenizer(learn(text)).save(args.folder)

@@ -13,7 +13,7 @@ import os
 
 import tiktoken
 
-from plumbing.checkpoint import replacing
+from plumbing.files import write_file
 
 PATTERN = r"</?[a-z]+>\n?|\p{N}{1,3}| ?\p{L}+[ \n:]?|[^\s\p{L}\p{N}]|\s+"
 END = "<|end|>"  # the end token as text
@@ -61,9 +61,10 @@ class Tokenizer:
 
     def save(self, folder):
         os.makedirs(folder, exist_ok=True)
-        with replacing(os.path.join(folder, "tokenizer.tiktoken")) as path, open(path, "w") as f:
-            for token, rank in self.ranks.items():
-                f.write(f"{base64.b64encode(token).decode()} {rank}\n")
+        lines = [
+            f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in self.ranks.items()
+        ]
+        write_file(os.path.join(folder, "tokenizer.tiktoken"), "".join(lines).encode())
 
     def encode(self, text):
         """text -> list of ids. The end token is never made from text. A lone surrogate reads ?"""

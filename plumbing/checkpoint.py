@@ -8,11 +8,11 @@ import contextlib
 import glob
 import json
 import os
-import shutil
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+
+from plumbing.files import replacing
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -53,7 +53,7 @@ def naming(path):
     """What is wrong with a file becomes a ValueError that names it."""
     try:
         yield
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -155,7 +155,7 @@ def read_tensors(folder):
     for name in names:
         path = os.path.join(folder, name)
         with naming(path):
-            tensors |= load_file(path)
+            tensors |= safetensors.torch.load_file(path)
     return tensors
 
 
@@ -176,6 +176,8 @@ def load_weights(model, folder):
             raise ValueError(f"{folder}: {public} is {kind}, not floats {list(own.shape)}")
         # a copy: `tensor` is a view of the file
         state[name] = tensor.to(torch.float32, copy=True)
+        if not state[name].isfinite().all():
+            raise ValueError(f"{folder}: tensor {public} holds NaN or infinity")
     for name in sorted(tensors):
         tied_head = name == "lm_head.weight" and torch.equal(tensors[name], embedding)
         if not tied_head and not name.endswith("rotary_emb.inv_freq"):
@@ -184,22 +186,6 @@ def load_weights(model, folder):
 
 
 # --- Writing ----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yields a temporary path. A file written there replaces `path`, or is removed on an error.
-
-    It is flushed to the disk first: `path` is whole even after a power cut."""
-    temporary = path + ".tmp"
-    try:
-        yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def save(model, folder):
@@ -217,6 +203,8 @@ def save(model, folder):
     tensors = {}
     for name, tensor in model.state_dict().items():
         tensors[public_name(name)] = tensor.contiguous()
+    # not save_file: killed, it leaves a copy behind, and only the owner may read what it writes
+    weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
 
     os.makedirs(folder, exist_ok=True)
     config_path = os.path.join(folder, "config.json")
@@ -224,6 +212,5 @@ def save(model, folder):
     with replacing(config_path) as new_config, replacing(weights_path) as new_weights:
         with open(new_config, "w") as f:
             json.dump(config, f, indent=1)
-        save_file(tensors, new_weights, metadata={"format": "pt"})
-        # safetensors lets nobody but the owner read its file; the umask speaks for others
-        shutil.copymode(new_config, new_weights)
+        with open(new_weights, "wb") as f:
+            f.write(weights)

@@ -15,9 +15,10 @@ from dataclasses import MISSING, field, fields
 REQUIRED = MISSING  # the default of a flag that must be given; needs @dataclass(kw_only=True)
 
 
-def flag(default, help, at_least=0, choices=None):
-    """A dataclass field with the text of its flag. `check` reads at_least and choices."""
-    return field(default=default, metadata={"help": help, "at_least": at_least, "choices": choices})
+def flag(default, help, at_least=0, at_most=10**12, choices=None):
+    """A dataclass field with the text of its flag. `check` reads the limits and choices."""
+    limits = {"at_least": at_least, "at_most": at_most, "choices": choices}
+    return field(default=default, metadata={"help": help} | limits)
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,9 +84,9 @@ def check(config):
     """ValueError that names the flag if a number is too small or too large, or no choice."""
     for f in fields(config):
         value = getattr(config, f.name)
-        least = f.metadata["at_least"]
-        if isinstance(value, (int, float)) and not least <= value < 1e12:
-            raise ValueError(f"--{f.name} {value}: at least {least} is needed, below 1e12")
+        least, most = f.metadata["at_least"], f.metadata["at_most"]
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            raise ValueError(f"--{f.name} {value}: at least {least} is needed, at most {most:,}")
         choices = f.metadata["choices"]
         if choices is not None and value not in choices:
             raise ValueError(f"--{f.name} {value}: choose from {', '.join(choices)}")

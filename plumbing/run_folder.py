@@ -5,77 +5,93 @@ to that length, and so writes every row once.
 """
 
 import csv
+import io
 import json
 import os
 import platform
+import re
 import subprocess
 import zipfile
 
 import torch
 
-from plumbing.checkpoint import replacing
+from plumbing.files import lock, replacing, write_file, writing
+
+# A new run does not begin in a folder that holds one of these: they are of a run or of a model.
+TAKEN = "state.pt metrics.csv eval.csv samples.txt config.json model model.safetensors".split()
 
 
 class Log:
-    """A file that can be cut back to where a checkpoint saw it.
+    """A file that can be cut back to where a checkpoint saw it, in a folder that is locked.
 
     size: the bytes to keep; 0 begins anew. ValueError if the file is shorter than that."""
 
     def __init__(self, path, size=0):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        # buffering=1: line by line
-        self.file = open(path, "a+", buffering=1, encoding="utf-8", newline="")  # noqa: SIM115
-        if self.file.tell() < size:
-            raise ValueError(f"{path} is shorter than when the checkpoint was written")
-        self.file.truncate(size)
-        self.file.seek(0)
-        header = next(csv.reader([self.file.readline()]))  # [] of a new file
-        self.rows = csv.DictWriter(self.file, header)
-        self.file.seek(size)
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        self.path = path
+        self.lock = lock(folder)
+        with open(path, "a+", encoding="utf-8", newline="") as f:
+            if f.tell() < size:
+                lost = f"{f.tell()} bytes, the checkpoint has seen {size}"
+                raise ValueError(f"{path} is shorter than it was, {lost}: name another --out")
+            f.truncate(size)
+            f.seek(0)
+            self.header = next(csv.reader([f.readline()]))  # [] of a new file
 
     def size(self):
-        """Bytes written so far."""
-        return self.file.tell()
+        """Bytes written so far. All of them are on the disk: a checkpoint may count on them."""
+        with open(self.path, "rb") as f:
+            os.fsync(f.fileno())
+            return f.seek(0, os.SEEK_END)
 
     def write(self, text):
-        self.file.write(text)
+        data = text.encode()
+        with writing(self.path), open(self.path, "ab") as f:
+            f.write(data)
 
     def write_row(self, values):
         """A row of CSV, {column: value}. The first one makes the header.
 
         A column that a later row lacks is left empty. ValueError for one that the header lacks."""
-        if not self.rows.fieldnames:
-            self.rows.fieldnames = list(values)
-            self.rows.writeheader()
+        lines = io.StringIO()
+        rows = csv.DictWriter(lines, self.header or list(values))
+        if not self.header:
+            self.header = rows.fieldnames
+            rows.writeheader()
         cells = {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()}
-        self.rows.writerow(cells)
+        rows.writerow(cells)
+        self.write(lines.getvalue())
 
 
 def save_state(path, state):
     """Writes a checkpoint, whole or not at all."""
-    with replacing(path) as temporary:
-        torch.save(state | {"threads": torch.get_num_threads()}, temporary)
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        torch.save(state | {"threads": torch.get_num_threads()}, f)
 
 
-def read_state(out, resume, entry):
+def read_state(out, resume, entries):
     """The checkpoint of a folder to go on from, on the CPU. None for a new run.
 
-    entry: one that only checkpoints of this program have. ValueError if a new run would overwrite
-    an old one; if there is no checkpoint, it is damaged (torch alone does not notice a flipped
+    entries: what a checkpoint of this program has. ValueError if a new run would overwrite an old
+    one, or a model; if there is no checkpoint, it is damaged (torch alone does not notice a flipped
     byte), holds more than tensors and numbers, or is of another program."""
-    path = f"{out}/state.pt"
     if not resume:
-        if os.path.exists(path):
-            raise ValueError(f"{out} holds a run already: --resume it, or name another --out")
+        for name in TAKEN:
+            path = os.path.join(out, name)
+            if os.path.exists(path) and os.path.getsize(path) > 0:
+                raise ValueError(f"{out} holds {name} already: --resume it, or name another --out")
         return None
+    path = f"{out}/state.pt"
     try:
         with zipfile.ZipFile(path) as archive:
             altered = any(m.external_attr or m.compress_type for m in archive.infolist())
             if altered or archive.testzip() is not None:
                 raise ValueError("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if entry not in state:
-            raise ValueError("it is of another program")
+        missing = [name for name in entries if name not in state]
+        if missing:
+            raise ValueError(f"it has no {missing[0]}, and may be of another program")
     except Exception as error:
         sentence, _, _ = " ".join(str(error).split()).partition(". ")
         raise ValueError(f"{path} is no checkpoint: {sentence}") from None
@@ -100,20 +116,22 @@ def restore(path, init, saved):
 class RunFolder:
     """The logs of a run.
 
-    sizes: what `sizes()` was at the checkpoint to go on from; {}: they begin anew."""
+    sizes: what `sizes()` was at the checkpoint to go on from; {}: they begin anew. inputs: the
+    checksums of what the run reads."""
 
-    def __init__(self, path, sizes):
+    def __init__(self, path, sizes, inputs):
         self.metrics = Log(f"{path}/metrics.csv", sizes.get("metrics", 0))
         self.eval = Log(f"{path}/eval.csv", sizes.get("eval", 0))
         self.samples = Log(f"{path}/samples.txt", sizes.get("samples", 0))
+        self.inputs = inputs
 
     def sizes(self):
         """{log: bytes}, for the checkpoint."""
-        return {name: log.size() for name, log in vars(self).items()}
+        return {name: getattr(self, name).size() for name in ("metrics", "eval", "samples")}
 
 
 def describe(path, flags):
-    """Writes config.json: the flags of the run, the versions and the commit that it runs on."""
+    """Writes run.json: the flags of the run, the versions and the commit that it runs on."""
     about = {
         "flags": flags,
         "python": platform.python_version(),
@@ -121,17 +139,22 @@ def describe(path, flags):
         "threads": torch.get_num_threads(),
         "commit": commit(),
     }
-    with open(f"{path}/config.json", "w") as f:
-        json.dump(about, f, indent=1)
+    write_file(f"{path}/run.json", json.dumps(about, indent=1).encode())
+
+
+def inert(text):
+    """A line that would read as the heading of a group or of a response gets a space in front."""
+    return re.sub(r"(?m)(^|\r)(===|---) ", r"\1 \2 ", text)
 
 
 def write_group(run, rollout, judged):
     """The first group of a rollout into samples.txt: the prompt, then responses with advantages."""
     prompt = rollout.prompt_ids[0, int(rollout.prompt_start[0]) :].tolist()
-    text = f"=== step {rollout.step + 1}\n{run.tokenizer.decode(prompt)}\n"
+    text = f"=== step {rollout.step + 1}\n{inert(run.tokenizer.decode(prompt))}\n"
     for i in range(run.hp.group_size):
         A = float(rollout.advantages[i, 0])
-        text += f"--- reward {judged[i]['reward']:.2f}  advantage {A:+.2f}\n{judged[i]['text']}\n"
+        text += f"--- reward {judged[i]['reward']:.2f}  advantage {A:+.2f}\n"
+        text += f"{inert(judged[i]['text'])}\n"
     run.folder.samples.write(text)
 
 

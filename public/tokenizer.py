@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 from data.tokenizer import END, OPEN
-from plumbing.checkpoint import read_json, replacing
+from plumbing.checkpoint import read_json
+from plumbing.files import write_file
 
 try:
     import tokenizers
@@ -69,8 +70,7 @@ class Tokenizer:
     def save(self, folder):
         os.makedirs(folder, exist_ok=True)
         for name, content in self.files.items():
-            with replacing(os.path.join(folder, name)) as path:
-                Path(path).write_bytes(content)
+            write_file(os.path.join(folder, name), content)
 
     def encode(self, text):
         """text -> list of ids, without special tokens. A lone surrogate reads ?"""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import evaluate
 from data.jsonl import write
+from plumbing.files import check_output
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from rewards import END, Judge
 from start.compose import autocast, check_context, load_model, load_tokenizer
@@ -51,7 +52,7 @@ def main(argv=None):
         task = build_task(config, seed=0)
         prompts = [tokenizer.prompt(problem) for problem in task.train]
         check_context(config.task, prompts, config.max_new_tokens, model)
-        open(config.out + ".tmp", "w").close()  # noqa: SIM115  found out now if it cannot be written
+        check_output(config.out, *config.task.split("+"))
     judge = Judge(task.accuracy, tokenizer)
     problems = task.train[: config.problems]
     settings = (config.k, config.max_new_tokens, config.temperature, config.seed)

@@ -14,10 +14,10 @@ by AdamW; the learning rate falls linearly to zero over the last half.
 A row of the data is {"prompt": ..., "response": ...}.
 """
 
+import itertools
 import math
 import random
 import time
-import zlib
 from dataclasses import asdict, dataclass
 
 import torch
@@ -27,10 +27,13 @@ from data.jsonl import read
 from data.tokenizer import OPEN
 from logprobs import response_logprobs
 from plumbing import checkpoint
+from plumbing.files import checksums, model_files
 from plumbing.flags import REQUIRED, check, fill, flag, one_line_errors, parse
 from plumbing.run_folder import Log, read_state, restore, save_state
 from sampler import Rollout
 from start.compose import ModelFlags, autocast, check_context, load_model, load_tokenizer
+
+STATE = ("flags", "step", "log_size", "model", "optimizers")
 
 
 @dataclass(kw_only=True)
@@ -41,12 +44,12 @@ class Training(ModelFlags):
     init: str = flag(REQUIRED, "checkpoint folder to start from (config.json, tokenizer, weights)")
     out: str = flag(REQUIRED, "folder for the result")
     steps: int = flag(0, "optimizer steps; 0: as many as `epochs` takes")
-    epochs: float = flag(1.0, "passes over the data")
-    batch: int = flag(256, "rows per optimizer step", at_least=1)
+    epochs: float = flag(1.0, "passes over the data", at_most=10**6)
+    batch: int = flag(256, "rows per optimizer step", at_least=1, at_most=10**6)
     lr: float = flag(4e-3, "AdamW's learning rate (embeddings, norms, value head)")
     muon_lr: float = flag(0.02, "Muon's learning rate (matrices)")
     warmup: int = flag(20, "steps of linear warm-up", at_least=1)
-    clip: float = flag(1.0, "gradient norm limit")
+    clip: float = flag(1.0, "gradient norm limit", at_least=1e-6)
     save_every: int = flag(200, "steps between checkpoints", at_least=1)
     resume: bool = flag(False, "go on from the checkpoint in --out")
 
@@ -74,28 +77,30 @@ def optimizers(model, lr, muon_lr):
 def start(config, model, opts):
     """The state to begin with, after --resume that of the checkpoint, which is put back.
 
-    Of the data it holds the CRC: a run goes on with the same or not at all."""
-    with open(config.data, "rb") as f:
-        flags = asdict(config) | {"resume": True, "data": zlib.crc32(f.read())}
-    state = read_state(config.out, config.resume, "log_size")
+    It holds the CRCs of the data and of --init: a run goes on with the same or not at all."""
+    inputs = checksums([config.data, *model_files(config.init)])
+    flags = asdict(config) | {"resume": True, "inputs": inputs}
+    state = read_state(config.out, config.resume, STATE)
     if state is None:
         return {"flags": flags, "step": 0, "log_size": 0}
     path = f"{config.out}/state.pt"
     if state["flags"] != flags:
-        raise ValueError(f"{path} is of a run with other flags or other data")
+        raise ValueError(f"{path} is of a run with other flags, data or init")
     parts = [(model, state["model"])]
     parts += zip(opts, state["optimizers"], strict=True)
     restore(path, config.init, parts)
     return state
 
 
-def row_order(config, count, steps):
-    """Which row stands where: all in one order, then in another one, as long as there are steps."""
+def batches(config, rows):
+    """The batches, without end: the rows in one order, then in another one, and so on."""
     rng = random.Random(config.seed)
     order = []
-    while len(order) < steps * config.batch:
-        order += rng.sample(range(count), count)
-    return order
+    while True:
+        while len(order) < config.batch:
+            order += rng.sample(rows, len(rows))
+        yield order[: config.batch]
+        order = order[config.batch :]
 
 
 def fit(config, model, tokenizer, rows, loss):
@@ -110,15 +115,27 @@ def fit(config, model, tokenizer, rows, loss):
     with one_line_errors():
         state = start(config, model, opts)
         log = Log(f"{config.out}/metrics.csv", state["log_size"])
-    order = row_order(config, len(rows), steps)
+
+    def save(step):
+        state["step"] = step
+        state["log_size"] = log.size()
+        state["model"] = model.state_dict()
+        state["optimizers"] = [opt.state_dict() for opt in opts]
+        save_state(f"{config.out}/state.pt", state)
+        checkpoint.save(model, config.out)
+        tokenizer.save(config.out)
+
+    save(state["step"])
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {len(rows):,} pairs, {steps:,} steps")
-    bar = tqdm(range(state["step"], steps), initial=state["step"], total=steps, mininterval=1)
-    for step in bar:
+    rest = itertools.islice(batches(config, rows), state["step"], steps)
+    bar = tqdm(rest, initial=state["step"], total=steps, mininterval=1)
+    for step, chosen in enumerate(bar, state["step"]):
         began = time.time()
-        chosen = order[step * config.batch : (step + 1) * config.batch]
-        metrics = loss([rows[i] for i in chosen])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip, error_if_nonfinite=True)
+        metrics = loss(chosen)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip))
+        if not math.isfinite(norm):
+            raise SystemExit(f"step {step + 1}: the gradient norm is {norm}; no step was taken")
         share = min(1.0, (step + 1) / config.warmup, 2 * (1 - step / steps))
         for opt, lr in zip(opts, (config.muon_lr, config.lr), strict=True):
             opt.param_groups[0]["lr"] = lr * share
@@ -127,11 +144,7 @@ def fit(config, model, tokenizer, rows, loss):
         bar.set_postfix(loss=f"{metrics['nll']:.3f}", refresh=False)
         log.write_row({"step": step + 1} | metrics | {"seconds": time.time() - began})
         if (step + 1) % config.save_every == 0 or step == steps - 1:
-            state |= {"step": step + 1, "log_size": log.size(), "model": model.state_dict()}
-            state["optimizers"] = [opt.state_dict() for opt in opts]
-            checkpoint.save(model, config.out)
-            tokenizer.save(config.out)
-            save_state(f"{config.out}/state.pt", state)
+            save(step + 1)
 
 
 def read_pairs(config, tokenizer):

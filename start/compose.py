@@ -34,14 +34,15 @@ def load_model(folder, flags, weights=True):
 def load_tokenizer(folder, flags, model):
     """The tokenizer of a checkpoint folder, ours or public, that puts problems as `flags` say.
 
-    ValueError if it has more tokens than the model."""
-    if os.path.exists(os.path.join(folder, "tokenizer.tiktoken")):
+    ValueError if it has more tokens than the model, or ours fewer: then its end is missing."""
+    is_ours = os.path.exists(os.path.join(folder, "tokenizer.tiktoken"))
+    if is_ours:
         tokenizer_class = Tokenizer
     else:
         tokenizer_class = importlib.import_module("public.tokenizer").Tokenizer
     tokenizer = tokenizer_class.load(folder, flags.chat, flags.system, flags.think)
     size = model.config.vocab_size
-    if tokenizer.vocab_size > size:
+    if tokenizer.vocab_size > size or (is_ours and tokenizer.vocab_size < size):
         raise ValueError(f"{folder}: {tokenizer.vocab_size} tokens, but a model for {size}")
     return tokenizer
 

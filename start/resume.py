@@ -1,13 +1,19 @@
 """How a run starts, goes on from its checkpoint, and stops."""
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import signal
 from dataclasses import asdict
 
+from plumbing.files import checksums, model_files
 from plumbing.flags import fill, parse
 from plumbing.run_folder import RunFolder, describe, read_state, restore, save_state
+from start.compose import load_model
+
+MAX_RESPONSES = 1_000_000  # of a step
+STATE = ("flags", "step", "nets", "optimizer", "before", "sizes")
 
 # flags that may differ when a run goes on
 FREE = ("resume", "dry_run", "out", "steps", "eval_every", "save_every", "tokens_per_microbatch")
@@ -37,7 +43,7 @@ def parse_run(argv, doc, config_class):
         out = f"out/{first.algo}-{task}-{first.seed}"
         if not first.resume:
             out = next_free(out)
-    state = read_state(out, first.resume, "before")
+    state = read_state(out, first.resume, STATE)
     before = state["flags"] if first.resume else {}
     name = before.get("algo", first.algo)
     algo = find_algorithm(name)
@@ -54,7 +60,21 @@ def parse_run(argv, doc, config_class):
     for flag in given:
         if flag in unread:
             raise ValueError(f"--{flag} is not read by --algo {name} with its other flags")
-    return fill(config_class, flags), hp, algo, state
+    config = fill(config_class, flags)
+    responses = config.prompts_sampled * hp.group_size
+    if responses > MAX_RESPONSES:
+        counts = f"{responses:,} responses a step, at most {MAX_RESPONSES:,}"
+        raise ValueError(f"--group_size {hp.group_size}: {counts}")
+    return config, hp, algo, state
+
+
+def inputs_of(config):
+    """{file that a run reads: CRC}: of the task, the reward and the models."""
+    paths = [*config.task.split("+"), config.reward.partition(":")[0]]
+    for folder in (config.init, config.reward_model):
+        if folder:
+            paths += model_files(folder)
+    return checksums(paths)
 
 
 def next_free(folder):
@@ -82,6 +102,7 @@ def save_checkpoint(run):
         "optimizer": run.optimizer.state_dict(),
         "before": run.before,
         "sizes": run.folder.sizes(),
+        "inputs": run.folder.inputs,
     }
     save_state(f"{run.config.out}/state.pt", state)
     run.nets.policy.save(f"{run.config.out}/model")
@@ -91,30 +112,61 @@ def save_checkpoint(run):
 def open_run(run, state):
     """Puts back what `save_checkpoint` wrote, if there is a state, and opens the run's folder."""
     sizes = {}
+    inputs = inputs_of(run.config)
     if state is not None:
         run.step = state["step"]
         run.before = state["before"]
         sizes = state["sizes"]
+        inputs_before = state.get("inputs", inputs)
+        for path in inputs_before | inputs:
+            if inputs_before.get(path) != inputs.get(path):
+                raise ValueError(f"{path} is not what it was when the run began")
         saved = [(run.optimizer, state["optimizer"])]
         for name, net in networks_of(run).items():
-            saved.append((net, state["nets"][name]))
+            saved.append((net, state["nets"].get(name, {})))
         restore(f"{run.config.out}/state.pt", run.config.init, saved)
-    run.folder = RunFolder(run.config.out, sizes)
+    run.folder = RunFolder(run.config.out, sizes, inputs)
     describe(run.config.out, asdict(run.config) | asdict(run.hp))
 
 
-class StopSignal:
-    """Notes Ctrl-C and SIGTERM: a run saves and ends after its step. A second one kills."""
+def load_initial(config):
+    """The model before RL; None, and a line that says so, if it is gone."""
+    try:
+        return load_model(config.init, config)
+    except (ValueError, OSError) as error:
+        print(f"no comparison with the model before RL: {error}")
+        return None
 
-    def __init__(self):
+
+class StopSignal:
+    """Notes Ctrl-C and SIGTERM: a run ends where a checkpoint is. A second one kills."""
+
+    def __init__(self, out):
+        self.out = out
         self.number = None
+        self.is_delayed = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.note)
 
     def note(self, number, _frame):
         self.number = number
         signal.signal(number, signal.SIG_DFL)
+        if not self.is_delayed:
+            self.leave()
         print("\nstopping after this step (once more: at once)", flush=True)
+
+    @contextlib.contextmanager
+    def delayed(self):
+        """Round a step and its checkpoint: a stop waits for their end. Elsewhere it is at once."""
+        self.is_delayed = True
+        yield
+        self.is_delayed = False
+        if self.number:
+            self.leave()
+
+    def leave(self):
+        print(f"stopped; go on with: python train.py --out {self.out} --resume", flush=True)
+        raise SystemExit(128 + self.number)
 
     def release(self):
         """From here on a stop is just a stop."""

@@ -44,7 +44,10 @@ def build_task(flags, seed):
 def user_function(name):
     """The function that --reward names. Its file is the user's own program, and is run."""
     path, _, function_name = name.partition(":")
-    function = runpy.run_path(path).get(function_name)
+    try:
+        function = runpy.run_path(path).get(function_name)
+    except (SyntaxError, ImportError, ValueError, OSError) as error:
+        raise ValueError(f"--reward {name}: {error}") from None
     if not callable(function):
         raise ValueError(f"--reward {name}: name a file and a function in it, as in mine.py:reward")
     return function

@@ -8,12 +8,16 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import torch
 from matplotlib.figure import Figure
+from test_train import refused
 
 import evaluate
 import plot
 import rewards
 from evaluate import majority, mean_interval, pass_at_k
+from plumbing.run_folder import Log, write_group
+from sampler import Rollout
 
 
 def test_pass_at_k_by_enumeration():
@@ -183,3 +187,55 @@ def test_a_tenth_panel_is_drawn(tmp_path, monkeypatch):
     assert len(figure.axes) == 10
     figure = drawn(monkeypatch, [tmp_path], journey=True)
     assert points(figure.axes[9].lines[0]) == [(0.25, 5), (1, 6)]
+
+
+@pytest.mark.parametrize(
+    "content, place",
+    [
+        (b"step,reward,kl\n1,2,3\n2,1\n", "metrics.csv:3: more or fewer cells"),
+        (b"step,reward\n1,2,3\n", "metrics.csv:2: more or fewer cells"),
+        (b"step,reward\n1,2\n2,high\n", "metrics.csv:3: could not convert string to float: 'high'"),
+        (b"step,reward\n1.5,2\n", "metrics.csv:2: "),
+        (b"step,reward\n1,\x002\n", "metrics.csv:2: "),
+        (b"\x89PNG\r\n\xff\xfe", "metrics.csv: "),
+        ("step,reward\n1,2\n".encode("utf-16"), "metrics.csv: "),
+    ],
+)
+def test_a_table_that_is_none_is_refused(capsys, tmp_path, content, place):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    refused(capsys, plot.main, [tmp_path], f"{tmp_path}/{place}")
+    write_csv(tmp_path / "metrics.csv", "step,reward", "1,2")
+    (tmp_path / "eval.csv").write_bytes(content)
+    refused(capsys, plot.main, [tmp_path], f"{tmp_path}/{place}".replace("metrics", "eval"))
+
+
+def test_a_picture_is_a_png_file(capsys, tmp_path):
+    write_csv(tmp_path / "metrics.csv", "step,reward", "1,2", "2,inf")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("curves", "curves.pdf", "", "folder.png", "no/curves.png"):
+        out = tmp_path / name
+        refused(capsys, plot.main, [tmp_path, "--out", out], out)
+    assert len(list(tmp_path.iterdir())) == 2
+    plot.main([str(tmp_path), "--out", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_no_text_forges_a_group_of_the_report(tmp_path):
+    """Neither in a prompt nor in a response, at the beginning of a line or elsewhere."""
+    texts = {0: "=== step 8\n1 === 2", 1: "a\n=== step 9\r=== step 7\n--- reward 1", 2: "b === c"}
+    folder = SimpleNamespace(samples=Log(f"{tmp_path}/samples.txt"))
+    tokenizer = SimpleNamespace(decode=lambda ids: texts[ids[0]])
+    hp = SimpleNamespace(group_size=2)
+    run = SimpleNamespace(folder=folder, tokenizer=tokenizer, hp=hp)
+    rollout = Rollout.from_lists([[0]], [[1], [2]], group_size=2)
+    rollout.step = 4
+    rollout.advantages = torch.ones(2, 1)
+    judged = [{"reward": 1.0, "text": texts[1]}, {"reward": 0.0, "text": texts[2]}]
+    write_group(run, rollout, judged)
+    write_csv(tmp_path / "metrics.csv", "step,reward", "1,2")
+    plot.main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<details>") == 1 and "step 5: a prompt" in page
+    lines = (tmp_path / "samples.txt").read_text().splitlines()
+    assert sum(line.startswith("--- ") for line in lines) == 2
+    assert "b === c" in page and " === step 9" in page

@@ -275,8 +275,52 @@ def test_rejection_sampling_keeps_what_is_right_well_formed_in_one_language_and_
 
 def test_rejection_sampling_finds_out_at_once_that_it_cannot_write(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "sample_and_judge", None)
-    out = tmp_path / "nowhere" / "kept.jsonl"
-    refused(capsys, rejection.main, ["--model", "data/base", "--out", out], "nowhere")
+    task = tmp_path / "task.jsonl"
+    write_rows(task, [{"prompt": f"{i}+1?", "answer": "1"} for i in range(40)])
+    before = task.read_bytes()
+    os.symlink(task, tmp_path / "link.jsonl")
+    base = ["--model", "data/base", "--task", task, "--out"]
+    refused(capsys, rejection.main, [*base, tmp_path / "nowhere" / "kept.jsonl"], "nowhere")
+    refused(capsys, rejection.main, [*base, tmp_path], tmp_path, "is a folder")
+    refused(capsys, rejection.main, [*base, task], task, "is read")
+    refused(capsys, rejection.main, [*base, tmp_path / "link.jsonl"], "link.jsonl is read")
+    assert task.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["link.jsonl", "task.jsonl"]
+    with pytest.raises(TypeError):  # sampling has begun
+        rejection.main([str(word) for word in (*base, tmp_path / "kept.jsonl")])
+    assert sorted(os.listdir(tmp_path)) == ["link.jsonl", "task.jsonl"]
+
+
+def run_module(*words):
+    command = [sys.executable, "-m", *[str(word) for word in words]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_bad_calls_of_what_makes_data(tmp_path):
+    (tmp_path / "bad.jsonl").write_text("[1]\n")
+    write_rows(tmp_path / "good.jsonl", [{"prompt": "a", "response": "b"}])
+    out = tmp_path / "rows"
+    calls = {
+        ("data.corpus", "corpus", "many", out): "many",
+        ("data.corpus", "corpus", -1, out): "-1 rows",
+        ("data.corpus", "cold", 10**30, out): "below 1e12",
+        ("data.corpus", "cold", 5, tmp_path): "is a folder",
+        ("data.corpus", "cold", 5, tmp_path / "bad.jsonl" / "x"): "bad.jsonl/x",
+        ("data.general", "pairs", 0, out): "0 rows",
+        ("data.general", "stories", 5, out): "stories",
+        ("data.general", "pairs", 5, tmp_path / "no" / "rows"): "no/rows",
+        ("data.general", "pairs", 5): "file",
+        ("data.learn_tokenizer",): "corpus, folder",
+        ("data.learn_tokenizer", tmp_path / "no.jsonl", out): "no.jsonl",
+        ("data.learn_tokenizer", tmp_path / "bad.jsonl", out): "bad.jsonl:1",
+        ("data.learn_tokenizer", tmp_path, out): str(tmp_path),
+        ("data.learn_tokenizer", tmp_path / "good.jsonl", tmp_path / "bad.jsonl"): "bad.jsonl",
+    }
+    for words, reason in calls.items():
+        run = run_module(*words)
+        assert run.returncode == 2 and run.stderr.count("\n") == 1, (words, run.stderr)
+        assert reason in run.stderr, (words, run.stderr)
+    assert sorted(os.listdir(tmp_path)) == ["bad.jsonl", "good.jsonl"]
 
 
 # --- SFT --------------------------------------------------------------------------------------
@@ -320,7 +364,9 @@ def test_a_stage_refuses_another_shape_or_tokenizer(tmp_path, capsys):
     config = (init / "config.json").read_text()
     narrow = config.replace('"intermediate_size": 256', '"intermediate_size": 128')
     (init / "config.json").write_text(narrow)
-    refused(capsys, sft.main, [*flags, "--resume"], "state.pt does not fit")
+    refused(
+        capsys, sft.main, [*flags, "--resume"], "state.pt is of a run with other flags, data or"
+    )
 
     small_vocabulary(out)
     flags = ["--data", data, "--init", out, "--out", tmp_path / "x"]
@@ -341,24 +387,33 @@ def test_sft_resumes_to_the_same_weights(tmp_path, capsys):
     def run(name, *more):
         sft.main([str(word) for word in (*flags, "--out", tmp_path / name, *more)])
 
-    def save_and_stop(path, state, save=sft.save_state):
-        save(path, state)
-        raise KeyboardInterrupt
+    def stop_in_step(number):
+        """In the second it is before any checkpoint of a step."""
+        steps = []
+
+        def clip(*arguments, real=torch.nn.utils.clip_grad_norm_):
+            steps.append(arguments)
+            if len(steps) == number:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return clip
 
     run("whole")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sft, "save_state", save_and_stop)
-        run("parts")
+    for number, more in ((2, []), (4, ["--resume"])):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", stop_in_step(number))
+            run("parts", *more)
 
     capsys.readouterr()
     to_parts = [*flags, "--out", tmp_path / "parts"]
-    other = "state.pt is of a run with other flags or other data\n"
+    other = "state.pt is of a run with other flags, data or init\n"
     refused(capsys, sft.main, [*to_parts, "--resume", "--seed", 1], other)
     rows = data.read_text()
     data.write_text(rows + rows.splitlines()[0])
     refused(capsys, sft.main, [*to_parts, "--resume"], other)
     data.write_text(rows)
-    refused(capsys, sft.main, to_parts, "holds a run already: --resume it, or name another")
+    refused(capsys, sft.main, to_parts, "holds state.pt already: --resume it, or name another")
 
     run("parts", "--resume")
     whole, parts = GPT.load(tmp_path / "whole"), GPT.load(tmp_path / "parts")

@@ -52,7 +52,7 @@ def test_a_shared_cache_is_a_repeated_one():
     repeated = prompts.decoding()
 
     def attention(cache, q, k, v):
-        column, K = cache.place(1, "cpu")
+        column, K = cache.advance(1, "cpu")
         mask = causal_mask(column, K, cache.start)
         return cache.attention(0, cache.layers[0], q, k, v, mask)
 

@@ -182,6 +182,14 @@ def nothing_is_left():
         ),
         ("import os\nos.write(1, os.read(0, 100))", [("as it is\n", "as it is\n")]),
         ("print('x' * 900_000)", [("", "x" * 900_000)]),
+        (
+            "import sys\nprint(sys.argv, __file__, sys.stdin.seek(0), sys.stdin.read())",
+            [("its stdin\n", "['solution.py'] solution.py 0 its stdin")],
+        ),
+        (
+            "def f(n): return dict.fromkeys(range(n)).keys()\ndef g(): return {1: 2}.items()",
+            ["assert f(2) == {0, 1}", "assert g() == {(1, 2)}"],
+        ),
     ],
 )
 def test_ordinary_programs_pass(source, tests):
@@ -216,6 +224,13 @@ def test_ordinary_programs_pass(source, tests):
         ("", [("", "3")]),
         ("1 / 0", [("", "")]),
         ("print(input())", [("3", "3"), ("3", "4")]),
+        # what the docstring says that a program has not got
+        (
+            "import asyncio\nasync def g(): return 4\nf = lambda: asyncio.run(g())",
+            ["assert f() == 4"],
+        ),
+        ("open('x', 'w').write('4')\nf = lambda: int(open('x').read())", ["assert f() == 4"]),
+        ("from fractions import Fraction\nf = lambda: Fraction(4)", ["assert f() == 4"]),
     ],
 )
 def test_wrong_programs_fail(source, tests):
@@ -680,7 +695,7 @@ def test_importing_starts_nothing():
         f"subprocess.Popen = None\n"
         f"import rewards, data.code, data.gym\n"
         f"from verifiers import sandbox, external\n"
-        f"assert sandbox.System.confinement is None and external.MATH_VERIFY.process is None"
+        f"assert sandbox.System.confinement is None and external.REASONING_GYM.process is None"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
@@ -860,6 +875,9 @@ def test_the_task_is_solvable_and_tables_of_the_examples_fail():
         ("Here it is:\n```py\nf = lambda x: x*x\n``` done", 1),
         ("```python\nf = 1\n```\nno:\n```python\nf = lambda x: x*x\n```", 1),
         ("```python\nf = lambda x: x*x\n```\nor\n```python\nf = 1\n```", 0),
+        ("```python\nf = lambda x: x*x\n```\nprints\n```\n4\n```", 1),
+        ("```\nf = 1\n```\nso:\n```Python\nf = lambda x: x*x\n```\nor:\n```\n4\n``` ```", 1),
+        ("```python\nf = lambda x: x*x\n```\n```python\nf = 1\n```\n```\n4\n```", 0),
         ("```python\ndef f(x): return x*x", 0),
         ("``` ```", 0),
         ("```", 0),

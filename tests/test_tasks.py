@@ -10,7 +10,6 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from fractions import Fraction
 
@@ -101,7 +100,7 @@ def test_the_default_task_imports_no_more_than_it_needs():
         f"print(*[name for name in sys.modules if name.startswith(('data.', 'verifiers.'))])"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    expected = {"data.pairs", "data.countdown", "data.prompt", "verifiers.words"}
+    expected = {"data.pairs", "data.countdown", "data.prompt", "verifiers.math", "verifiers.words"}
     assert set(run.stdout.split()) == expected
 
 
@@ -242,6 +241,9 @@ def countdown_row(numbers, target, **more):
         (countdown_row([1, 2], 3, pick=0), "pick"),
         (countdown_row([1, 2], 3, pick=-1), "pick"),
         (countdown_row([1, 2], 3, pick="2"), "pick"),
+        (countdown_row([10**99, 10**99], 10**198), "do not fit into 200 characters"),
+        (countdown_row([1] * 101, 101), "do not fit"),
+        (countdown_row([10**200, 10**200, 3], 3, pick=2), "do not fit"),
     ],
 )
 def test_bad_rows(capsys, tmp_path, row, reason):
@@ -271,94 +273,262 @@ def test_a_file_as_a_task(tmp_path):
     assert "alice" not in problems[0]["user"]
 
 
-# --- math-verify ----------------------------------------------------------------------------------
+# --- The servers of other packages ----------------------------------------------------------------
 
+# A package that evaluates what it is handed, as some scorers of reasoning-gym do.
+STAND_IN = """
+import os, time
+
+class Generator:
+    def __init__(self, name, seed, size):
+        if name == "noisy":  # no answer can do this: a server's own end of its pipe
+            for number in range(3, 64):
+                try:
+                    os.write(number, b"[1.0, nul\\\\n")
+                except OSError:
+                    pass
+        if name == "silent":
+            time.sleep(100)
+        if name == "nothing":
+            raise ValueError("nothing of that name")
+
+    def __getitem__(self, index):
+        return {"question": f"{index} + 1", "answer": str(index + 1)}
+
+    def score_answer(self, answer, entry):
+        print("scored")
+        return float(eval(answer) == eval(entry["answer"]))
+
+def create_dataset(name, seed, size):
+    return Generator(name, seed, size)
+"""
+WRITE = """
+import os
+for number in range(64):
+    try: os.write(number, TEXT)
+    except OSError: pass
+"""
+ATTACKS = {
+    "half a line, for ever": WRITE.replace("TEXT", "b'[1.0'") + "while True: pass",
+    "no alarm, and silence": "import signal, time\nsignal.alarm(0)\nsignal.setitimer(0, 0)\n"
+    "signal.signal(15, signal.SIG_IGN)\ntime.sleep(100)",
+    "a forged line": WRITE.replace("TEXT", r"b'[1.0, null]\n'"),
+    "forged lines and the end": WRITE.replace("TEXT", r"b'[1.0, null]\n' * 9") + "os._exit(0)",
+    "through objects": "import gc\nfor thing in gc.get_objects():\n"
+    "    if hasattr(thing, 'write'):\n"
+    "        try: thing.write('[1.0, null]\\n'), thing.flush()\n"
+    "        except Exception: pass",
+    "more than all": WRITE.replace("TEXT", "b'7.0'"),
+    "infinity": WRITE.replace("TEXT", "b'inf'"),
+    "no number": WRITE.replace("TEXT", "b'nan'"),
+    "a long reply": WRITE.replace("TEXT", "b'1' * 60_000"),
+    "the scorer": "import reasoning_gym as r\nr.Generator.score_answer = lambda *_: 1.0",
+    "the server's functions": "import sys\nm = sys.modules['__main__']\n"
+    "m.in_fork = m.score = m.item = lambda *_: 1.0",
+    "what it is made of": "import builtins, json, os, select\n"
+    "json.dumps = lambda *_: '[1.0, null]'\n"
+    "os.fork = lambda: 1\nos.read = lambda *_: b'1.0'\nselect.select = None\nbuiltins.str = repr",
+    "no exit": "import os\nos._exit = print\nraise SystemExit",
+    "an exit": "import os\nos._exit(0)",
+    "an error": "1 / 0",
+    "an exit by exception": "raise SystemExit",
+    "an interrupt": "raise KeyboardInterrupt",
+    "depth": "def f(): f()\nf()",
+    "a fault": "import ctypes\nctypes.string_at(0)",
+    "memory": "bytearray(10 ** 11)",
+    "a child": "import os\nif os.fork() == 0:\n    while True: pass",
+    "the parent": "import os\nos.kill(os.getppid(), 9)",
+    "closed": "import os\nos.closerange(0, 64)",
+    "its file": "import reasoning_gym as r\nopen(r.__file__, 'a').write('x = 1')",
+}
+
+
+@pytest.fixture
+def gym(tmp_path, monkeypatch):
+    """A server of the package above, in place of reasoning-gym's."""
+    (tmp_path / "reasoning_gym").mkdir()
+    (tmp_path / "reasoning_gym" / "__init__.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = external.Server()
+    monkeypatch.setattr(external, "REASONING_GYM", server)
+    yield server
+    server.process.kill()
+    server.process.communicate()
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="answers are confined on Linux only")
+
+
+@linux
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_an_answer_is_paid_for_itself_at_most(gym, attack):
+    """0 for it, in bounded time; and the answers after it are judged as if it had not been."""
+    judge = rewards.Judge(rewards.accuracy, tokenizer=None)
+
+    def accuracy(index, text):
+        problem = {"kind": "gym", "item": ("sum", 0, index)}
+        return judge.call_accuracy(problem, answered(text))
+
+    assert accuracy(1, "2") == 1
+    server = gym.process
+    start = time.time()
+    for _ in range(1 if "while" in attack or "sleep" in attack else 6):
+        assert accuracy(1, f"exec({attack!r})") == 0
+    assert time.time() - start < external.SECONDS + 2
+    for index in range(4):  # nothing is shifted, nothing is patched
+        assert accuracy(index, str(index + 1)) == 1
+        assert accuracy(index, "7") == accuracy(index, "exec('')") == 0
+    assert judge.errors == 0 and gym.process is server and server.poll() is None
+    assert children(server.pid) == []
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as f:
+        return f.read().split()
+
+
+@linux
+def test_an_answer_has_a_second_and_four_gigabytes(gym):
+    gym.ask("sum", 0, 1)
+    for text in ("9**9**9**9", "[0 for _ in iter(int, 1)]"):
+        start = time.time()
+        assert gym.ask("sum", 0, 1, text) == 0
+        assert time.time() - start < 2.5
+    for gigabytes, paid in ((1, 1), (5, 0)):
+        text = f"2 * bool(__import__('mmap').mmap(-1, {gigabytes} << 30))"
+        assert gym.ask("sum", 0, 1, text) == paid
+
+
+def test_a_server_that_ends_or_says_nonsense_is_replaced(gym, monkeypatch):
+    monkeypatch.setattr(external, "SECONDS", 0.5)
+    assert gym.ask("sum", 0, 1) == "1 + 1"
+    for name in ("noisy", "silent"):
+        server = gym.process
+        start = time.time()
+        assert gym.ask(name, 0, 1) is None
+        assert time.time() - start < 3 and server.poll() is not None
+        assert gym.ask("sum", 0, 1, "2") == 1 and gym.process is not server
+    gym.process.kill()  # by somebody else
+    assert gym.ask("sum", 0, 1, "2") in (None, 1)
+    assert gym.ask("sum", 0, 1, "2") == 1
+    with pytest.raises(RuntimeError, match="nothing of that name"):
+        gym.ask("nothing", 0, 1)
+
+
+def test_a_package_that_is_not_there_or_broken_is_no_wrong_answer(gym, tmp_path):
+    (tmp_path / "reasoning_gym" / "__init__.py").write_text("import os\nos._exit(3)")
+    with pytest.raises(RuntimeError, match="reasoning_gym did not start"):
+        gym.ask("sum", 0, 1)
+    (tmp_path / "reasoning_gym" / "__init__.py").write_text("import no_such_package")
+    with pytest.raises(RuntimeError, match="No module named 'no_such_package'"):
+        gym.ask("sum", 0, 1)
+
+
+# --- LaTeX ----------------------------------------------------------------------------------------
+
+# truth, answer, are they equal?
 LATEX = [
-    (r"\frac12", "1/2", True),
-    (r"\frac{\sqrt{3}}{2}", r"\sqrt3/2", True),
-    (r"\frac{\sqrt{3}}{2}", r"$\dfrac{\sqrt{3}}{2}$.", True),
-    ("x+1", "1+x", True),
-    ("(x-1)(x+1)", "x^2-1", True),
-    (r"\{1,2\}", r"\{2,1\}", True),
-    (r"\left(3, \frac{\pi}{2}\right)", r"(3,\pi/2)", True),
-    (r"5\text{ cm}", "5", True),
+    ("A, B, C", "A,B,C", True),
+    (r"\{1,2\}", r"\left\{ 2, 1, \right\}", False),
+    ("[1,2)", "[1, 2)", True),
+    (r"(-\infty,1]\cup\{2\}", r"(-\infty, 1] \cup \{2\}", True),
+    (r"4\text{ hours}", "4 hours", True),
+    (r"4\text{ hours}", "4", True),
+    (r"4\mathrm{\ hours}", "4", True),
+    (r"5\text{ cm}^2", "5 cm^2", True),
+    (r"5\text{ cm}", "5.0", True),
     (r"90^\circ", "90", True),
-    (r"11\sqrt{2}", r"\boxed{11\sqrt2}", True),
-    (r"\frac{1}{x}", "x^{-1}", True),
+    (r"90^\circ", "90°", True),
+    (r"\text{Monday}", "Monday", True),
+    (r"\text{(C)}", "(C)", True),
+    ("2516_8", "2516_8", True),
+    (r"1\leq x<2", r"1 \le x < 2", True),
     # hostile
+    ("A, B, C", "C, A, B", False),
+    ("A, B, C", "A, B", False),
+    ("1, 2", "2, 1", False),
+    ("(3,4)", "(4,3)", False),
+    ("(3,4)", r"\{3,4\}", False),
+    (r"\{3,4\}", "(3,4)", False),
+    (r"\{3,4\}", "3,4", False),
+    (r"\{3\}", "3", False),
+    (r"\{x<1\}", r"\{1<x\}", False),
+    ("(3,4)", "3,4", False),
     ("[1,2)", "(1,2)", False),
-    (r"2\pi", "6.28", False),
-    (r"\sqrt{2}", "1.414213", False),
+    ("[1,2)", "[1,2]", False),
+    (r"\{1,1\}", r"\{1,2\}", False),
+    (r"\{1,2\}", r"\{1,1\}", False),
+    (r"(1,2)\cup(3,4)", r"(3,4)\cup(1,2]", False),
+    ("EAST", "SEAT", False),
+    ("ab", "ba", False),
+    (r"\text{listen}", r"\text{silent}", False),
+    ("2516_8", "2516", False),
+    ("2516_8", "2516_9", False),
+    ("2x+10_2", "2x+10_3", False),
+    ("4 hours", "4 days", False),
+    (r"4\text{ hours}", "4 days", False),
+    (r"5\text{ cm}", "5 km", False),
+    (r"5\text{ cm}", "5 m", False),
+    (r"5\text{ cm}", r"5\text{ cm}^2", False),
+    (r"5\text{ cm}^2", "5 cm", False),
+    (r"\sqrt{2}", r"\sqrt{2} metres", False),
+    (r"90^\circ", r"91^\circ", False),
+    (r"\sqrt{2}", r"\sqrt{2}^\circ", False),
+    ("x=5", "x=4=5", False),
+    (r"\sqrt{2}", r"\sqrt{3}=\sqrt{2}", False),
+    (r"\sqrt{2}", r"x = \sqrt{3} = \sqrt{2}", False),
+    (r"x=\sqrt{2}", r"y=\sqrt{2}", False),
+    ("x>3", "x<3", False),
+    ("1<x<2", "1<x", False),
+    (r"1\pm\sqrt2", r"1\mp\sqrt2", False),
+    ("2:3", "3:2", False),
+    (r"\sqrt{2}", r"\sqrt{2}, \sqrt{3}", False),
     (r"\sqrt{2}", r"\sqrt{2} or \sqrt{3}", False),
     (r"\sqrt{2}", r"\sqrt{3}$ $\sqrt{2}", False),
-    (r"\sqrt{2}", r"\sqrt{2}, \sqrt{3}", False),
+    (r"\sqrt{2}", r"\sqrt{3}\) \(\sqrt{2}", False),
+    (r"\sqrt{2}", r"\boxed{\sqrt{2}} \sqrt{3}", False),
+    (r"\sqrt{2}", r"\sqrt{2}}, {3", False),
+    (r"\sqrt{2}", r"(\sqrt{2}", False),
     (r"\sqrt{2}", r"not \sqrt{2}", False),
-    (r"\sqrt{2}", r"\sqrt{2}i", False),
-    (r"\sqrt{2}", r"-\sqrt{2}", False),
     (r"\sqrt{2}", "", False),
     (r"\sqrt{2}", "}", False),
     ("x=3", "x=3 or x=4", False),
     (r"\text{Monday}", "Tuesday", False),
     ("391", "17*23", False),
     ("391", r"17\cdot 23", False),
+    (r"11\sqrt{2}", r"\boxed{11\sqrt2}", True),
+    (r"11\sqrt{2}\text{ cm}", r"11\sqrt2", True),
+    (r"1\pm\sqrt2", r"1 \pm \sqrt{2}", True),
+    (r"x=11\sqrt{2}", r"11\sqrt2", True),
+    (r"\frac12\pi", r"\dfrac{1}{2}\pi", True),
+    # another form of the same value is another text
+    ("x+1", "1+x", False),
+    (r"\frac{\sqrt{3}}{2}", r"$\dfrac{\sqrt{3}}{2}$.", True),
+    (r"\frac{\sqrt{3}}{2}", r"So it is \boxed{\frac{\sqrt{3}}{2}}.", True),
+    (r"2\pi", "6.28", False),
+    (r"\sqrt{2}", "1.414213", False),
+    (r"\sqrt{2}", r"\sqrt{2}i", False),
+    (r"\sqrt{2}", r"-\sqrt{2}", False),
+    (r"\sqrt{2}", r"\sqrt{2}\%", False),
+    (r"10^{-20}\sqrt2", r"10^{-20}\sqrt3", False),
+    ("10^{-20}x", "10^{-21}x", False),
+    (r"(10^{-20}\sqrt2, 1)", r"(10^{-20}\sqrt3, 1)", False),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}", False),
+    (
+        r"\begin{pmatrix} 1 \\ 10^{-20}\sqrt2 \end{pmatrix}",
+        r"\begin{pmatrix} 1 \\ 10^{-20}\sqrt3 \end{pmatrix}",
+        False,
+    ),
+    ("x+1", r"x+1 \\ x+2", False),
+    ("|x|", "x", False),
+    (r"\sqrt{2}", r"\sqrt{2}m", False),
+    ("2h", "2", False),
 ]
-ROOT_2 = {"kind": "math", "answer": r"\sqrt{2}"}
 
 
-@needs("math_verify")
-@pytest.mark.parametrize("truth, answer, same", LATEX)
-def test_latex_is_compared_by_value(truth, answer, same):
-    assert rewards.equal(answer, truth) is same
-
-
-def test_without_math_verify_text_is_compared_and_the_run_says_so_once(monkeypatch, capsys):
-    def normal(text):
-        return " ".join(rewards.unboxed(text).split())
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    external.has_math_verify.cache_clear()
-    for truth, answer, _ in LATEX:
-        if rewards.number(truth) is None:
-            same = normal(answer) == normal(truth)
-        else:
-            same = rewards.number(answer) == rewards.number(truth)
-        assert rewards.equal(answer, truth) is same
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "math-verify is not installed" in out
-    external.has_math_verify.cache_clear()
-
-
-@needs("math_verify")
-@pytest.mark.parametrize("text", ["9^{9^{9^9}}", r"\binom{999999999}{499999999}"])
-def test_the_time_limit_holds_in_any_thread_and_leaves_no_process(text):
-    said = []
-
-    def ask():
-        said.append(rewards.accuracy(ROOT_2, answered(text)))
-
-    assert rewards.accuracy(ROOT_2, answered(r"\sqrt2")) == 1  # it has started
-    first = external.MATH_VERIFY.process
-    start = time.time()
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    assert time.time() - start < external.SECONDS + 2
-    assert math.isnan(said[0])  # could not be judged
-    assert first.poll() is not None  # it is gone
-    assert rewards.accuracy(ROOT_2, answered(r"\sqrt2")) == 1  # and there is another
-
-
-def test_a_broken_package_is_no_wrong_answer():
-    """Where the package cannot be imported, or the child is killed from outside, asking raises."""
-    if importlib.util.find_spec("math_verify") is None:
-        with pytest.raises(RuntimeError, match="No module named 'math_verify'"):
-            external.MATH_VERIFY.ask("x", "y")
-    else:
-        external.MATH_VERIFY.ask("x", "y")
-    external.MATH_VERIFY.process.kill()
-    with pytest.raises((RuntimeError, OSError)):
-        external.MATH_VERIFY.ask("x", "y")
-        external.MATH_VERIFY.ask("x", "y")
+@pytest.mark.parametrize("truth, answer, right", LATEX)
+def test_latex_is_compared_as_text(truth, answer, right):
+    assert rewards.equal(answer, truth) is right
 
 
 # --- reasoning-gym --------------------------------------------------------------------------------
@@ -419,7 +589,8 @@ def test_gym_items_do_not_depend_on_the_process():
 
 @needs("reasoning_gym")
 def test_scorers_that_evaluate_text(tmp_path):
-    """n_queens has an eval() in its scorer: no program, no file, no endless power."""
+    """n_queens has an eval() in its scorer: no program, no file, no endless power, and no answer
+    after it notices."""
     canary = tmp_path / "canary"
 
     def ask(answer):
@@ -433,18 +604,16 @@ def test_scorers_that_evaluate_text(tmp_path):
         f"__import__('os').mkdir('{canary}')",
     ):
         assert ask(text) == 0 and not canary.exists()
-    assert ask("9**9**9**9") is None
-    assert ask("exit()") == 0 and ask("x") == 0
-    assert ask("__import__('signal').setitimer(0, 0) and [0 for _ in iter(int, 1)]") is None
-    assert ask("x") == 0
-
-
-@needs("reasoning_gym")
-@needs("math_verify")
-def test_both_packages_in_one_run():
-    for _ in range(2):
-        assert external.REASONING_GYM.ask("n_queens", 0, 0, "x") == 0
-        assert external.MATH_VERIFY.ask("x+1", "1+x") is True
+    board = [["_", "Q", "_", "_"]] * 4
+    for text in (
+        "9**9**9**9",
+        "exit()",
+        "x",
+        repr(board),
+        *[f"exec({a!r})" for a in ATTACKS.values()],
+    ):
+        assert ask(text) == 0
+        assert ask("x") == 0
 
 
 @needs("reasoning_gym")
@@ -502,27 +671,30 @@ def test_a_reward_of_ones_own_may_return_none(own):
             assert task.accuracy(problem, "x") == 1 and task.accuracy(problem, "xx") == 0
 
 
-@pytest.mark.parametrize(
-    "name, algo", [("half", "grpo"), ("unsure", "grpo"), ("unsure", "ppo"), ("never", "ppo")]
-)
+@pytest.mark.parametrize("name, algo", [("half", "grpo"), ("unsure", "grpo"), ("unsure", "ppo")])
 def test_a_reward_of_ones_own(tmp_path, own, algo, name):
-    flags = ["--algo", algo, "--prompts_per_step", "4", "--reward", own(name), "--steps", "2"]
+    flags = ["--algo", algo, "--prompts_per_step", "16", "--reward", own(name), "--steps", "2"]
     train.main([*SMALL, *flags, "--out", str(tmp_path / "out")])
-    config = train.Config(prompts_per_step=4)
+    config = train.Config(prompts_per_step=16)
     problems = load_task("pairs").train
     for step, row in enumerate(metrics(tmp_path / "out")):
         asked = train.problems_of(step, problems, config)
-        odd = sum(problem["target"] % 2 for problem in asked) / 4
+        odd = sum(problem["target"] % 2 for problem in asked) / 16
         unjudged = float(row["unjudged"])
-        assert unjudged == {"half": 0, "unsure": odd, "never": 1}[name]
+        assert unjudged == {"half": 0, "unsure": odd}[name]
         assert row["reward_errors"] == "0"
         if name == "half":
             assert float(row["accuracy"]) == odd / 2
-        assert (row["accuracy"] == "nan") == (unjudged == 1)
         assert math.isfinite(float(row["grad_norm"]))
     with open(tmp_path / "out" / "eval.csv", newline="") as f:
         shares = [float(row["unjudged"]) for row in csv.DictReader(f)]
-    assert (max(shares) > 0) == (name != "half") and (min(shares) == 1) == (name == "never")
+    assert (max(shares) > 0) == (name != "half")
+
+
+def test_a_reward_that_is_never_sure_stops_the_run(tmp_path, own):
+    flags = ["--algo", "ppo", "--prompts_per_step", "4", "--reward", own("never")]
+    with pytest.raises(SystemExit, match="step 1: no response could be judged"):
+        train.main([*SMALL, *flags, "--out", str(tmp_path / "out")])
 
 
 def test_a_reward_that_sometimes_raises_is_counted(tmp_path, judges, capfd, own):

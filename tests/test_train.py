@@ -91,7 +91,7 @@ def metrics(folder):
 
 
 def flags_of(folder):
-    with open(f"{folder}/config.json") as f:
+    with open(f"{folder}/run.json") as f:
         return json.load(f)["flags"]
 
 
@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_csv(tmp_path):
     for name in ("a", "b"):
         command = [sys.executable, "train.py", *flags, "--out", str(tmp_path / name)]
         subprocess.run(command, env=os.environ | threads, check=True, capture_output=True)
-    assert json.loads((tmp_path / "a" / "config.json").read_text())["threads"] == 2
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["threads"] == 2
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
@@ -202,13 +202,9 @@ def test_every_forward_pass_has_the_precision_of_the_run(tmp_path, monkeypatch, 
 
 
 def test_nan_stops_before_the_optimizer_step(tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree("data/base", folder)
-    model = GPT.load(folder)
-    model.norm.weight.data[0] = float("inf")
-    model.save(folder)
     with pytest.raises(SystemExit, match="step 1: the gradient norm is nan"):
-        small_run(tmp_path / "out", f"--init {folder}")
+        small_run(tmp_path, "--lr 1e9 --warmup 1")
+    assert torch.equal(weights(tmp_path), base_weights())
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
@@ -678,7 +674,7 @@ def refused(capsys, main, argv, *words):
             "--prompts_per_step 4097 --dynamic_sampling 2",
             ["--prompts_per_step 4097", "8194", "8192"],
         ),
-        ("--temperature 0", ["--temperature 0", "above 0"]),
+        ("--temperature 0", ["--temperature 0", "at least 1e-06"]),
         ("--dtype float8", ["--dtype float8", "bfloat16"]),
         ("--algo custom --kl k9", ["--kl k9", "k3"]),
         ("--algo custom --trust me", ["--trust me", "clip, cispo"]),
@@ -688,7 +684,11 @@ def refused(capsys, main, argv, *words):
         ("--algo dapo --constant 9", ["--constant", "not read"]),
         ("--eval_sets -4", ["--eval_sets -4", "at least 0"]),
         ("--kl_coef nan", ["--kl_coef nan", "at least 0"]),
-        ("--seed 20000000000000", ["--seed 20000000000000", "below 1e12"]),
+        ("--seed 20000000000000", ["--seed 20000000000000", "at most 1,000,000,000,000"]),
+        ("--clip_norm 0", ["--clip_norm 0", "at least 1e-06"]),
+        ("--clip_norm 1e308", ["--clip_norm 1e+308", "at most"]),
+        ("--group_size 1000000000", ["--group_size 1000000000", "16,000,000,000", "1,000,000"]),
+        ("--eval_k 100000000000", ["--eval_k 100000000000", "at most 10,000"]),
         ("--overlong 32", ["--overlong 32", "at most 1"]),
         ("--init nowhere", ["nowhere", "config.json"]),
         ("--max_new_tokens 600", ["context of 512"]),
@@ -815,6 +815,27 @@ def test_malformed_data(capsys, tmp_path, row, reason):
     assert len(jsonl.read(path, ("prompt", "answer"))) == 16  # BOM, CRLF, blank lines are fine
 
 
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"def f(problem, response:\n    return 1\n", "mine.py, line 1"),
+        (b"import nothing_of_the_kind\n", "nothing_of_the_kind"),
+        (b"\x7fELF\x02\x01\x01\x00\x00", "null bytes"),
+        (b"\xff\xfe\x00x", ""),
+        (b"g = 3\n", "name a file and a function"),
+        (None, "__main__"),  # a folder
+    ],
+)
+def test_bad_rewards(capsys, tmp_path, content, reason):
+    path = tmp_path / "mine.py"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    flags = [*SMALL, "--steps", 0, "--out", tmp_path / "out", "--reward", f"{path}:f"]
+    refused(capsys, train.main, flags, f"--reward {path}:f", reason)
+
+
 def test_bad_input_elsewhere(capsys, tmp_path):
     data = tmp_path / "pairs.jsonl"
     data.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
@@ -824,13 +845,14 @@ def test_bad_input_elsewhere(capsys, tmp_path):
     refused(capsys, sft.main, [*base, "--data", data], "pairs.jsonl:2: ")
     refused(capsys, sft.main, [*base, "--data", long], "512")
     refused(capsys, sft.main, base, "--data")
-    for flag, value in (("--batch", 0), ("--warmup", 0), ("--dtype", "f8")):
+    bad = (("--batch", 0), ("--warmup", 0), ("--dtype", "f8"), ("--epochs", 1e11), ("--clip", 0))
+    for flag, value in bad:
         refused(capsys, sft.main, [*base, "--data", data, flag, value], f"{flag} {value}")
 
     base = ["--model", "data/base"]
     refused(capsys, evaluate.main, ["--model", tmp_path], tmp_path, "config.json")
     refused(capsys, evaluate.main, [*base, "--max_new_tokens", 600], "context")
-    for flag, value in (("--k", 0), ("--temperature", -1), ("--device", "tpu")):
+    for flag, value in (("--k", 0), ("--k", 10**11), ("--temperature", -1), ("--device", "tpu")):
         refused(capsys, evaluate.main, [*base, flag, value], f"{flag} {value}")
     refused(capsys, rejection.main, [*base, "--out", tmp_path / "no" / "file"], "no/file")
     refused(capsys, plot.main, [tmp_path], "metrics.csv")

@@ -1,25 +1,27 @@
-"""Verifiers of other packages, math-verify and reasoning-gym (both optional), each in a process.
+"""Verifiers of another package, reasoning-gym (optional), out of this process.
 
-They are handed text of a policy, can spend hours or all memory on 200 characters of it (9^9^9^9),
-and some scorers of reasoning-gym evaluate it. So each package has a child process, started when
-first needed, that answers one request after the other within limits of time and memory. A timer
-kills it, whatever it is doing, whichever thread asked, and the next request starts another.
-(math-verify's own limit works in a main thread only; it is off.) On Linux, once the package is
-imported, the child reads no files but Python's own and has no processes, no network and no files to
-write (sandbox_child.py). math-verify only parses; gym tasks are refused where that does not hold. A
-scorer that evaluates an answer believes what the answer does to it: a policy that learns to write
-Python can make such a scorer say anything, and this process cannot know.
+Its scorers are handed text of a policy, and some evaluate it. So the package has a server, a
+process that is started when first needed. It makes the items, reads no answer itself, and forks for
+every one. A fork has limits of time and memory and no descriptor but a pipe of its own. On Linux it
+reads no files but Python's and has no processes, no network and no files to write
+(sandbox_child.py); gym tasks are refused where that does not hold. It writes one number and is
+gone, with all that an answer did to the package. An answer that takes too long, ends its process,
+or writes anything but a number from 0 to 1 is wrong: 0.
 
-    python -m verifiers.external PACKAGE     the child: a list of arguments a line on stdin, in
-                                             JSON, [answer, null] or [null, traceback] a line on
-                                             stdout; the first such line, [] -> null, is its start
+A scorer that evaluates an answer believes what the answer does to it: a policy that learns to write
+Python can claim any reward for that one answer, and no process outside can know.
+
+    python -m verifiers.external     the server: arguments a line on stdin, in JSON, [value, null]
+                                     or [null, traceback] a line on stdout; the first such line,
+                                     null -> ["started", null], is its start
 """
 
 import functools
-import importlib.util
+import importlib
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -29,43 +31,25 @@ import traceback
 from verifiers.sandbox_child import confine
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SECONDS = 3.0  # of a request
-SECONDS_TO_START = 60.0
+SECONDS = 3  # of an answer, one of them of computing
+SECONDS_TO_START = 60
 MEMORY_MB = 4096
 
 
-@functools.cache
-def has_math_verify():
-    """Asked, and said, once."""
-    installed = importlib.util.find_spec("math_verify") is not None
-    if not installed:
-        print("math-verify is not installed: answers that are no numbers are compared as text")
-    return installed
-
-
-def equal_latex(answer, truth):
-    """Are two texts equal by math-verify, or without it as texts? None if it could not tell."""
-    if not has_math_verify():
-        return answer == truth
-    return MATH_VERIFY.ask(answer, truth)
-
-
-class Child:
-    """The process of one package. It is started by the first request, and again after its end.
+class Server:
+    """The process of the package. It is started by the first request, and again after its end.
 
     From any thread, but one request at a time."""
 
-    def __init__(self, package):
-        self.package = package
-        self.process = None
+    process = None
 
     def ask(self, *arguments):
-        """What `same` (math_verify) or `score` (reasoning_gym) returns; None if it takes too long.
+        """What `score` returns; None if the server does not answer.
 
-        RuntimeError with the child's traceback if it raises."""
+        RuntimeError with the server's traceback if it raises, or if it cannot start."""
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
-                [sys.executable, "-B", "-m", "verifiers.external", self.package],
+                [sys.executable, "-B", "-m", "verifiers.external"],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
@@ -74,49 +58,59 @@ class Child:
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the parent only
             )
-            self.request([], SECONDS_TO_START)
-        return self.request(arguments, SECONDS)
+            if self.request(None, SECONDS_TO_START) != "started":
+                raise RuntimeError("reasoning_gym did not start")
+        return self.request(arguments, 3 * SECONDS)
 
     def request(self, arguments, seconds):
         """As `ask`, of a process that runs, which is killed after so many seconds."""
         process = self.process
         timer = threading.Timer(seconds, process.kill)
         timer.start()
-        print(json.dumps(arguments), file=process.stdin, flush=True)
-        line = process.stdout.readline()
-        timer.cancel()
-        if not line.endswith("\n"):  # it has ended
-            if process.wait() == -signal.SIGKILL:
-                return None
-            raise RuntimeError(f"{self.package} ended with status {process.returncode}")
-        answer, error = json.loads(line)
+        try:
+            print(json.dumps(arguments), file=process.stdin, flush=True)
+            value, error = json.loads(process.stdout.readline())
+        except (OSError, ValueError):  # it has ended
+            process.kill()
+            process.wait()
+            return None
+        finally:
+            timer.cancel()
         if error:
             raise RuntimeError(error)
-        return answer
+        return value
 
 
-MATH_VERIFY = Child("math_verify")
-REASONING_GYM = Child("reasoning_gym")
+REASONING_GYM = Server()
 
 
-# --- The child ------------------------------------------------------------------------------------
+# --- The server -----------------------------------------------------------------------------------
 
 
-def parsed(text):
-    from math_verify import LatexExtractionConfig, parse
-
-    text = text.replace("$", "").rstrip(" .")
-    return parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)
-
-
-@functools.lru_cache(4096)
-def same(answer, truth):
-    """Are two LaTeX texts the same value, set, expression, ...?
-
-    They are read by a grammar of LaTeX only, never as Python."""
-    from math_verify import verify
-
-    return verify(parsed(truth), parsed(answer), float_rounding=12, timeout_seconds=None)
+def in_fork(judge, *arguments):
+    """The number from 0 to 1 that a function returns in a process of its own; 0 if it does not."""
+    out, into = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            os.dup2(into, 3)
+            os.closerange(4, 64)  # what is left is /dev/null and the pipe
+            if sys.platform == "linux":
+                confine(MEMORY_MB, 1)
+            os.write(3, str(float(judge(*arguments))).encode())
+        finally:
+            os._exit(0)
+    os.close(into)
+    reply = b""
+    if select.select([out], [], [], SECONDS)[0]:
+        reply = os.read(out, 64)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    os.close(out)
+    try:
+        return float(reply) if 0 <= float(reply) <= 1 else 0.0
+    except ValueError:
+        return 0.0
 
 
 @functools.lru_cache(4096)
@@ -126,42 +120,38 @@ def item(name, seed, index):
 
     random.seed(f"{seed} {index}")
     generator = reasoning_gym.create_dataset(name, seed=seed, size=index + 1)
-    return generator, generator[index]
+    entry = generator[index]
+    generator.score_answer(entry["answer"], entry)  # raises if no answer could be scored
+    return generator, entry
 
 
 def score(name, seed, index, answer=None):
-    """An item's question; with an answer, its score. What the scorer cannot read, such as int("x"),
-    is wrong too, if the scorer reads the item's own answer."""
+    """An item's question; with an answer, its score. What the scorer cannot read is wrong."""
     generator, entry = item(name, seed, index)
     if answer is None:
         return entry["question"]
-    try:
-        return float(generator.score_answer(answer, entry))
-    except BaseException:  # exit() too
-        generator.score_answer(entry["answer"], entry)
-        return 0.0
+    return in_fork(generator.score_answer, answer, entry)
 
 
-FUNCTIONS = {"math_verify": same, "reasoning_gym": score}
-
-
-def serve(package):
-    requests, replies = sys.stdin, sys.stdout
-    sys.stdin = None
-    sys.stdout = sys.stderr  # what a package prints is no reply
+def serve():
+    requests = os.fdopen(os.dup(0))
+    replies = os.fdopen(os.dup(1), "w")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)  # what a package prints is no reply
     for line in requests:
         arguments = json.loads(line)
         try:
-            if package not in sys.modules:
-                importlib.import_module(package)
-                if sys.platform == "linux":
-                    confine(MEMORY_MB, -1)
-            answer = FUNCTIONS[package](*arguments) if arguments else None
-            reply = [answer, None]
+            if arguments is None:
+                importlib.import_module("reasoning_gym")
+                value = "started"
+            else:
+                value = score(*arguments)
+            reply = [value, None]
         except BaseException:
             reply = [None, traceback.format_exc()]
         print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve()

@@ -9,8 +9,8 @@ text of its value, and that text is compared with the text of 4, which never lef
 program does to ==, to assert, to exit codes or to the channel itself, it can only claim values, and
 has to know the right ones. Nothing that comes back is parsed.
 
-    assert CALL == LITERAL    or `is`; 2 and 2.0 are equal, a Counter and a dict; True and 1, (1,)
-                              and [1] are not
+    assert CALL == LITERAL    or `is`; 2 and 2.0 are equal, a Counter and a dict, d.keys() and a
+                              set; True and 1, (1,) and [1] are not
     assert CALL               the value must be True
     assert not CALL           the value must be False; give tests of both, or a constant passes them
     CALL                      f(2), f([1] * 3), list(gen(3)), f(f(2)): what takes the result of a
@@ -25,9 +25,13 @@ environment; its own session and, where the system lets it, namespaces (a second
 leaves no call that could reach over it). `start` says what holds, and refuses to go on without
 seccomp or Landlock.
 
-A program has no child processes, threads, files, or packages outside the standard library. What is
-left over: the kernel is shared (for a model meant to be hostile, put a virtual machine round it),
-and a program can see that a file exists, though not what is in it. x86-64 Linux 5.13 or newer.
+A program has not got, though plain Python has: child processes, threads, and asyncio.run, which
+needs a pair of sockets; files to write, even for itself (a folder in memory is a mount, which
+takes rights that containers refuse, and a folder on disk is room to fill); packages outside the
+standard library. Fraction, Decimal and complex values are not judged equal to any literal.
+What is left over: the kernel is shared (for a model meant to be hostile, put a virtual machine
+round it), and a program can see that a file exists, though not what is in it. x86-64 Linux 5.13 or
+newer.
 """
 
 import ast
@@ -35,6 +39,7 @@ import marshal
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from tempfile import TemporaryFile
 
 from verifiers.sandbox_child import canon
@@ -66,13 +71,16 @@ def lines_of(text):
 def execute(source, calls, stdin, timeout, memory_mb):
     """Runs a program in a child. -> what the child says of its confinement, and the lines of its
     answer, None if the program failed or was stopped."""
-    request = marshal.dumps((source, calls, memory_mb, int(timeout) + 2))
     # Files: unlike pipes these cannot block.
-    with TemporaryFile() as requests, TemporaryFile() as out, TemporaryFile() as errors:
-        requests.write(request + stdin.encode(errors="replace"))
-        requests.seek(0)
-        command = [sys.executable, "-sSB", CHILD, str(len(request))]
-        settings = {"stdin": requests, "stdout": out, "stderr": errors, "env": ENVIRONMENT}
+    with ExitStack() as stack:
+        request, text, out, errors = [stack.enter_context(TemporaryFile()) for _ in range(4)]
+        request.write(marshal.dumps((source, calls, memory_mb, int(timeout) + 2)))
+        request.flush()
+        text.write(stdin.encode(errors="replace"))
+        text.seek(0)
+        command = [sys.executable, "-sSB", CHILD, str(request.fileno())]
+        settings = {"stdin": text, "stdout": out, "stderr": errors, "env": ENVIRONMENT}
+        settings["pass_fds"] = [request.fileno()]
         try:  # one process is all there is to kill at the timeout
             subprocess.run(command, check=True, timeout=timeout, start_new_session=True, **settings)
             answer = lines_of(read_text(out))

@@ -1,6 +1,6 @@
 """The process in which one program of the model runs, started by verifiers/sandbox.py.
 
-    python -sSB sandbox_child.py SIZE     stdin: a request of SIZE bytes, then the program's stdin
+    python -sSB sandbox_child.py FILE     the number of an open file that holds a request
 
 It confines itself, says on stderr what holds, runs the program, and writes one line for each call,
 or else what the program prints. It judges nothing. It imports little, since its start is most of
@@ -53,7 +53,7 @@ def canon(value):
             return kind.__repr__(value)  # of the plain type, whatever a subclass prints
     if isinstance(value, dict):
         return f"dict({', '.join(sorted(canon(item) for item in value.items()))})"
-    if isinstance(value, (set, frozenset)):
+    if isinstance(value, (set, frozenset, type({}.keys()), type({}.items()))):
         return f"set({', '.join(sorted(canon(part) for part in value))})"
     for kind in (list, tuple):
         if isinstance(value, kind):
@@ -115,8 +115,10 @@ def confine(memory_mb, seconds):
     return text + ", own namespaces" if own_namespaces else text
 
 
-def main(size):
-    source, calls, memory_mb, seconds = marshal.loads(os.read(0, size))
+def main(request):
+    size = os.fstat(request).st_size
+    source, calls, memory_mb, seconds = marshal.loads(os.pread(request, size, 0))
+    os.close(request)
     write = os.write  # the program may put another one in its place
     channel = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -128,11 +130,14 @@ def main(size):
     module = types.ModuleType("solution" if calls else "__main__")
     sys.modules[module.__name__] = module  # dataclasses look for it
     module.exit = module.quit = sys.exit  # as the site module, left out for its time, has them
-    exec(compile(source, "solution", "exec"), module.__dict__)
+    module.__file__ = "solution.py"
+    sys.argv = ["solution.py"]
+    exec(compile(source, "solution.py", "exec"), module.__dict__)
     for call in calls:
         value = eval(call, module.__dict__)
         write(channel, canon(value).encode() + b"\n")
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # this folder, whose math.py is not Python's
     main(int(sys.argv[1]))

@@ -1,0 +1,89 @@
+"""Files that nothing is lost of: written whole or not at all, and by one run at a time."""
+
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import zlib
+
+from filelock import FileLock, Timeout
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """A full disk (a quota, a limit) ends the program with one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save hides the error of the disk behind one of its own
+        cause = error if isinstance(error, OSError) else error.__context__
+        if getattr(cause, "errno", None) not in FULL:
+            raise
+        free = shutil.disk_usage(os.path.dirname(path) or ".").free
+        raise SystemExit(f"{path}: {cause.strerror}: {free:,} bytes free") from None
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary path. A file written there replaces `path`, or is removed on an error.
+
+    It is flushed to the disk first: `path` is whole even after a power cut."""
+    temporary = path + ".tmp"
+    with writing(path):
+        try:
+            yield temporary
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+
+def write_file(path, data):
+    """Writes bytes, all of them or none."""
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        f.write(data)
+
+
+def check_output(path, *inputs):
+    """Before any work is done: ValueError or OSError if `path` is no place for a file.
+
+    inputs: files that are read, and must not be overwritten."""
+    for name in inputs:
+        if os.path.realpath(path) == os.path.realpath(name):
+            raise ValueError(f"{path} is read: name another file to write")
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder: name a file in it")
+    with open(path + ".tmp", "w"):
+        os.remove(path + ".tmp")
+
+
+def lock(folder):
+    """The lock of a folder, held until this process ends or forgets it. ValueError: of another."""
+    try:
+        holder = FileLock(os.path.join(folder, "lock"), timeout=0, is_singleton=True)
+        holder.acquire()
+    except Timeout:
+        raise ValueError(f"another run is at work in {folder}") from None
+    return holder
+
+
+def model_files(folder):
+    """The files of a checkpoint folder that say what the model is."""
+    files = []
+    for pattern in ("*config.json", "*.safetensors", "tokenizer*"):
+        files += glob.glob(os.path.join(glob.escape(folder), pattern))
+    return files
+
+
+def checksums(paths):
+    """{path: CRC} of those that are files."""
+    sums = {}
+    for path in filter(os.path.isfile, paths):
+        with open(path, "rb") as f:
+            sums[path] = zlib.crc32(f.read())
+    return sums
