@@ -14,15 +14,15 @@ depend on format: text after </answer> or a doubled tag costs the format reward 
 import importlib
 import importlib.util
 import math
+import pathlib
 import re
 import traceback
+import unicodedata
 from collections import Counter
-
-from verifiers.math import equal, number, verify  # noqa: F401  (equal, number: for callers)
-from verifiers.words import REFLECTIONS, VOCABULARY
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END = "<|end|>"  # the end token as the tokenizer writes it
+MAX_ANSWER = 200  # characters of an answer: no huge integer, no deep nesting
 MAX_READ = 200_000  # characters in which words are counted; 32,768 tokens are fewer
 
 
@@ -56,18 +56,20 @@ def answer_or_all(response):
 
 
 def verifier(kind):
-    """The function that judges answers to problems of a kind: `verify` of data/KIND.py, or of
-    verifiers/math.py.
+    """The function that judges answers to problems of a kind: `verify` of data/KIND.py.
 
     verify(problem, answer) -> bool, float, or None for "could not tell". ValueError: none."""
-    if kind == "math":
-        return verify
     if not str(kind).isidentifier() or importlib.util.find_spec(f"data.{kind}") is None:
         raise ValueError(f"problem of kind {kind!r}: there is no data/{kind}.py to judge it")
     module = importlib.import_module(f"data.{kind}")
     if not hasattr(module, "verify"):
         raise ValueError(f"problem of kind {kind!r}: data/{kind}.py has no function verify")
     return module.verify
+
+
+def equal(answer, truth):
+    """Is an answer to a mathematical problem the truth? See data/math.py."""
+    return verifier("math")({"answer": truth}, answer)
 
 
 def accuracy(problem, response):
@@ -82,11 +84,12 @@ def accuracy(problem, response):
     return math.nan if verdict is None else float(verdict)
 
 
-# neither a space nor a character that nobody sees: of no width, of control, a filler, half a pair
-VISIBLE = re.compile(
-    r"[^\s\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ud800-\udfff\U000e0000-\U000e0fff]"
-)
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol that nobody sees
+
+
+def has_content(text):
+    """Is there a letter, number, punctuation mark or symbol that one can see?"""
+    return any(unicodedata.category(c)[0] in "LNPS" and c not in FILLERS for c in text)
 
 
 def format_reward(response, prompt_has_think=False):
@@ -105,9 +108,17 @@ def format_reward(response, prompt_has_think=False):
         return 0.0
     thought = thought.removeprefix("<think>")
     answer = answer.removesuffix("</answer>")
-    return 1.0 if VISIBLE.search(thought) and VISIBLE.search(answer) else 0.0
+    return 1.0 if has_content(thought) and has_content(answer) else 0.0
 
 
+def read_words(name):
+    """A list of verifiers/words/, as a set."""
+    folder = pathlib.Path(__file__).parent / "verifiers" / "words"
+    return frozenset((folder / f"{name}.txt").read_text("utf-8").split())
+
+
+VOCABULARY = {"en": read_words("english"), "es": read_words("spanish")}
+REFLECTIONS = read_words("reflection")
 WORD = re.compile(r"[^\W\d_]+")  # a run of letters
 
 
@@ -160,7 +171,7 @@ class Judge:
     def __call__(self, problem, ids):
         """ids: a response with its end token."""
         text = self.tokenizer.response(ids)
-        verdict = self.call_accuracy(problem, text)
+        verdict = self.call_accuracy(problem, text.removesuffix(END))
         count = reflections(text)
         return {
             "text": text,

@@ -3,7 +3,12 @@
     python train.py --algo grpo              R1-Zero at small scale, on a laptop
     python train.py --out DIR --resume       go on where a run stopped
 
-The numbers at the right of the code are the lines of that algorithm.
+The numbers at the right of the code are the lines of that algorithm:
+
+     3      the reference becomes the policy        9       advantages
+     5      a batch of problems                     10      several times:
+     7      G responses to each, from the policy    11      a step that raises the objective
+     8      their rewards
 
 A run writes into its folder: metrics.csv (a row a step), eval.csv (held-out problems), samples.txt
 (whole groups), run.json (flags, versions), state.pt (to resume), model/ (the checkpoint). It is
@@ -29,9 +34,9 @@ from start.compose import autocast, check_context, load_model, load_tokenizer
 from start.resume import StopSignal, load_initial, open_run, parse_run, save_checkpoint
 from start.task import TaskFlags, build_task
 
-JUDGED = "reward accuracy format length reflection language truncated unjudged".split()
-LINE = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f")
-LINE |= dict(zero_groups=".2f", tokens_per_second=".0f", seconds=".2f")
+JUDGE_COLUMNS = "reward accuracy format length reflection language truncated unjudged".split()
+PRINTED = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f")
+PRINTED |= dict(zero_groups=".2f", tokens_per_second=".0f", seconds=".2f")
 
 
 @dataclass
@@ -244,12 +249,12 @@ def train_step(run, step):
     score(run, rollout)  # log pi_ref
     rollout.advantages = run.algo.advantages(rollout, run.hp)  # 9   A
     for group in run.optimizer.param_groups:
-        group["lr"] = group["peak"] * min(1.0, (step + 1) / run.config.warmup)
+        group["lr"] = group["base_lr"] * min(1.0, (step + 1) / run.config.warmup)
     metrics = update(run, rollout, step)  # 10, 11
     row = {"step": step + 1}
-    values = [[facts[name] for name in JUDGED] for facts in judged]
+    values = [[facts[name] for name in JUDGE_COLUMNS] for facts in judged]
     means = torch.tensor(values, dtype=torch.float64).nanmean(0)
-    row |= zip(JUDGED, means.tolist(), strict=True)
+    row |= zip(JUDGE_COLUMNS, means.tolist(), strict=True)
     row["reward_errors"] = run.judge.errors - errors
     row |= group_metrics(rollout, judged, run.hp.group_size) | metrics
     row["responses"] = run.config.prompts_sampled * run.hp.group_size
@@ -280,7 +285,7 @@ def make_optimizer(nets, hp, lr):
     for name, net in vars(nets).items():
         parameters = [p for p in net.parameters() if p.requires_grad] if net is not None else []
         if parameters:
-            groups.append({"params": parameters, "peak": getattr(hp, f"{name}_lr", lr)})
+            groups.append({"params": parameters, "base_lr": getattr(hp, f"{name}_lr", lr)})
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
@@ -350,7 +355,7 @@ def judge_main_set(run):
 def train(run, stop):
     """The steps of a run. It is saved before each evaluation, which a stop may cut off."""
     config = run.config
-    columns = LINE | dict.fromkeys(run.algo.SHOWN, ".4f")
+    columns = PRINTED | dict.fromkeys(run.algo.SHOWN, ".4f")
     for step in range(run.step, config.steps):
         if step > 0 and step % config.eval_every == 0:
             judge_main_set(run)

@@ -32,7 +32,7 @@ THING = ["train.py", "grpo.py", "ppo.py", "rewards.py", "sampler.py", "logprobs.
 # Code lines; tokens where it says so.
 LINES_OF_THING = 1_100
 TOKENS_OF_THING = 11_000
-LINES_OF_PRODUCT = 3_600
+LINES_OF_PRODUCT = 3_800
 LINES_OF_FILE = {"grpo.py": 80, "ppo.py": 100}
 LINES_OF_FUNCTION = 45
 LINES_OF_DEFAULT_RUN = 1_900  # of the modules that `python train.py --algo grpo` imports

@@ -99,8 +99,8 @@ MUTANTS = [
     (
         "temperature",
         "logprobs.py",
-        "torch.float32)) / temperature",
-        "torch.float32))",
+        "weight.to(dtype).T / temperature",
+        "weight.to(dtype).T",
         ("test_sampler", "agree"),
     ),
     (
@@ -379,8 +379,8 @@ MUTANTS = [
     (
         "whose response is judged",
         "evaluate.py",
-        "judge(part[j // k]",
-        "judge(part[j % len(part)]",
+        "judge(problems[i // n]",
+        "judge(problems[i % len(problems)]",
         ("test_update", "own_responses"),
     ),
     (
@@ -421,8 +421,8 @@ MUTANTS = [
     (
         "the order of SFT's rows",
         "stages/sft.py",
-        "rng.sample(range(count), count)",
-        "list(range(count))",
+        "rng.sample(rows, len(rows))",
+        "rows",
         ("test_update", "sft_shuffles"),
     ),
     (

@@ -17,7 +17,7 @@ from operator import add, mul, sub, truediv
 
 from data.pairs import is_held_out
 from data.prompt import ask
-from verifiers.math import MAX_ANSWER
+from rewards import MAX_ANSWER
 
 QUESTION = "Use each of the numbers {} exactly once, with + - * / and parentheses, to make {}."
 OPERATIONS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}

@@ -10,16 +10,17 @@ Rows of another "kind" have what data/KIND.py reads.
 import importlib
 import itertools
 import json
+import os
 import zlib
 
 import regex
 from tqdm import tqdm
 
+from data.math import number
 from data.prompt import ask
-from plumbing.files import check_output, replacing
+from plumbing.files import replacing
 from plumbing.flags import Parser, one_line_errors
 from rewards import language_consistency, verifier
-from verifiers.math import number
 
 # Braces in pairs; \{ is no brace.
 BOXED = regex.compile(r"\\boxed\{((?:\\.|[^{}\\]|\{(?1)\})*+)\}", regex.DOTALL)
@@ -48,6 +49,19 @@ def read(path, keys=(), convert=None):
     if not rows:
         raise ValueError(f"{path}: no rows")
     return rows
+
+
+def check_output(path, *inputs):
+    """Before any work is done: ValueError or OSError if `path` is no place for a file.
+
+    inputs: files that are read, and must not be overwritten."""
+    for name in inputs:
+        if os.path.realpath(path) == os.path.realpath(name):
+            raise ValueError(f"{path} is read: name another file to write")
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder: name a file in it")
+    with open(path + ".tmp", "w"):
+        os.remove(path + ".tmp")
 
 
 def write(path, rows):

@@ -9,9 +9,8 @@ from itertools import pairwise
 
 import regex
 
-from data.jsonl import read
+from data.jsonl import check_output, read
 from data.tokenizer import PATTERN, Tokenizer
-from plumbing.files import check_output
 from plumbing.flags import Parser, one_line_errors
 
 

@@ -49,19 +49,6 @@ def write_file(path, data):
         f.write(data)
 
 
-def check_output(path, *inputs):
-    """Before any work is done: ValueError or OSError if `path` is no place for a file.
-
-    inputs: files that are read, and must not be overwritten."""
-    for name in inputs:
-        if os.path.realpath(path) == os.path.realpath(name):
-            raise ValueError(f"{path} is read: name another file to write")
-    if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder: name a file in it")
-    with open(path + ".tmp", "w"):
-        os.remove(path + ".tmp")
-
-
 def lock(folder):
     """The lock of a folder, held until this process ends or forgets it. ValueError: of another."""
     try:

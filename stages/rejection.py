@@ -9,8 +9,7 @@ once. It is what the second SFT of DeepSeek-R1 is made of (arXiv 2501.12948v1, s
 from dataclasses import dataclass
 
 import evaluate
-from data.jsonl import write
-from plumbing.files import check_output
+from data.jsonl import check_output, write
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from rewards import END, Judge
 from start.compose import autocast, check_context, load_model, load_tokenizer

@@ -29,7 +29,7 @@ def find_algorithm(name):
     if name in variants.PRESETS:
         return variants
     names = ", ".join(["grpo", "ppo", *variants.PRESETS])
-    raise ValueError(f"--algo {name}: choose from {names}, or write a {name}.py like grpo.py")
+    raise ValueError(f"--algo {name}: choose from {names}, or a module that has what grpo.py has")
 
 
 def parse_run(argv, doc, config_class):

@@ -13,17 +13,17 @@ import pytest
 import rewards
 from data import corpus, pairs
 from data.countdown import arithmetic
+from data.math import number
 from rewards import (
+    VOCABULARY,
     accuracy,
     answer_or_all,
     equal,
     extract_answer,
     format_reward,
     language_consistency,
-    number,
     reflections,
 )
-from verifiers.words import VOCABULARY
 
 GOOD = "<think>\n9+7=16 no\n</think>\n<answer>10+1</answer>"
 DEEP = "(" * 5000 + "1" + ")" * 5000

@@ -306,7 +306,7 @@ def make_run(algo, hp, nets, config=None, tokenizer=None, task=None, judge=None)
     groups = []
     for name, net in vars(nets).items():
         if net is not None and name != "ref":
-            groups.append({"params": list(net.parameters()), "peak": 0.1})
+            groups.append({"params": list(net.parameters()), "base_lr": 0.1})
     return train.Run(
         config=config or train.Config(),
         algo=algo,

@@ -380,7 +380,7 @@ class RecordingOptimizer:
         self.gradients = []  # of each step: a vector for each network
         self.policies = []  # after each step
         for group in self.param_groups:
-            group["lr"] = group["peak"]
+            group["lr"] = group["base_lr"]
 
     def step(self):
         vectors = []

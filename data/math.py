@@ -7,7 +7,8 @@ a number, as 1,234,567 is; what is a list has spaces or brackets: 10, 100, 200.
 import re
 from fractions import Fraction
 
-MAX_ANSWER = 200  # characters of an answer: no huge integer, no deep nesting
+from rewards import MAX_ANSWER
+
 BOX = "\\boxed{"
 BOX_END = re.compile(r"\}\s*(?:\$\$?|\\\)|\\\])?\s*\.?")
 SPELLINGS = [
