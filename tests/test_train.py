@@ -908,7 +908,7 @@ def test_sft_learns_and_keeps_the_format(tmp_path):
     flags = f"--data {data} --init data/base --out {out} --steps 60 --batch 8"
     sft.main([*flags.split(), "--lr", "1e-3", "--muon_lr", "0.01"])
     tokenizer = Tokenizer.load(out)
-    judge = Judge(lambda problem, text: text == problem["response"] + "<|end|>", tokenizer)
+    judge = Judge(lambda problem, text: text == problem["response"], tokenizer)
     settings = dict(k=1, max_new_tokens=8, temperature=0.0, seed=0)
     groups = evaluate.sample_and_judge(GPT.load(out), tokenizer, judge, rows, **settings)
     assert sum(response["accuracy"] for group in groups for response in group) >= 7
