@@ -82,7 +82,7 @@ def sample_and_judge(model, tokenizer, judge, problems, k, max_new_tokens, tempe
     """k responses to each problem, as the judge's dicts: [[dict]], one list a problem."""
     groups = []
     batch = max(1, 512 // k)
-    for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False):
+    for i in tqdm(range(0, len(problems), batch), desc="evaluate", leave=False, disable=None):
         part = problems[i : i + batch]
         prompts = [tokenizer.prompt(problem) for problem in part]
         rollout = sample(model, prompts, k, max_new_tokens, temperature, tokenizer.eos_ids, seed)
