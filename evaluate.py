@@ -204,9 +204,8 @@ def main(argv=None):
     for name, problems in task.held_out.items():
         settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
         with autocast(config):
-            columns[name], groups = evaluate(
-                model, tokenizer, judge, problems[: config.problems], *settings
-            )
+            problems = problems[: config.problems]
+            columns[name], groups = evaluate(model, tokenizer, judge, problems, *settings)
         print_by_self_check(name, groups)
     print(table(columns))
 

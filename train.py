@@ -338,9 +338,8 @@ def judge_held_out(run, names, model, step):
             metrics[name], groups = evaluate(model, run.tokenizer, run.judge, problems, *limits)
         run.folder.eval.write_row({"step": step, "set": name} | metrics[name])
         if not samples:
-            samples = [
-                [p["prompt"], g[0]["text"]] for p, g in zip(problems[:3], groups, strict=False)
-            ]
+            first = zip(problems[:3], groups, strict=False)
+            samples = [[problem["prompt"], group[0]["text"]] for problem, group in first]
     return {"metrics": metrics, "samples": samples}
 
 

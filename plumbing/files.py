@@ -71,6 +71,8 @@ def checksums(paths):
     """{path: CRC} of those that are files."""
     sums = {}
     for path in filter(os.path.isfile, paths):
+        sums[path] = 0
         with open(path, "rb") as f:
-            sums[path] = zlib.crc32(f.read())
+            while block := f.read(1 << 24):  # a shard may be larger than the memory
+                sums[path] = zlib.crc32(block, sums[path])
     return sums
