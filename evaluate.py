@@ -17,10 +17,10 @@ import torch
 from tqdm import tqdm
 
 from plumbing.flags import REQUIRED, check, fill, flag, one_line_errors, parse
-from rewards import Judge, extract_answer
+from rewards import extract_answer
 from sampler import sample
-from start.compose import autocast, check_context, load_model, load_tokenizer
-from start.task import TaskFlags, build_task
+from start.compose import autocast, check_context
+from start.task import TaskFlags, load_for_sampling
 
 AVERAGED = ["length", "reflection", "reflections", "format", "language", "truncated", "unjudged"]
 
@@ -181,32 +181,19 @@ def print_before_after(before, after, step):
         print(f"\n{'-' * 40}\n{prompt}\n--- before\n{old}\n--- after\n{new}")
 
 
-def print_by_self_check(name, groups):
-    """How often a response is right, with a self-check and without one."""
-    responses = [response for group in groups for response in group if not response["unjudged"]]
-    for word, reflection in (("with", 1.0), ("without", 0.0)):
-        accuracies = [r["accuracy"] for r in responses if r["reflection"] == reflection]
-        right = sum(accuracies) / max(1, len(accuracies))
-        print(f"{name}, {len(accuracies)} responses {word} a self-check: {right:.3f} right")
-
-
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        model = load_model(config.model, config)
-        tokenizer = load_tokenizer(config.model, config, model)
-        task = build_task(config, seed=0)
+        model, tokenizer, task, judge = load_for_sampling(config)
         for problems in task.held_out.values():
             prompts = [tokenizer.prompt(problem) for problem in problems]
             check_context(config.task, prompts, config.max_new_tokens, model)
-    judge = Judge(task.accuracy, tokenizer)
+    settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
     columns = {}
     for name, problems in task.held_out.items():
-        settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
+        problems = problems[: config.problems]
         with autocast(config):
-            problems = problems[: config.problems]
-            columns[name], groups = evaluate(model, tokenizer, judge, problems, *settings)
-        print_by_self_check(name, groups)
+            columns[name], _ = evaluate(model, tokenizer, judge, problems, *settings)
     print(table(columns))
 
 

@@ -18,7 +18,7 @@ Differs from the paper:
  2. std is the population's, without an epsilon. Where all rewards of a group are equal A is 0.
  3. The clip is 0.2 to either side (R1: 10 in its first RL stage).
  4. A rollout is split over 4 optimizer steps (R1: 16). With `--minibatches 1` and one epoch the
-    ratio is exactly 1 and nothing is clipped.
+    ratio is exactly 1 and nothing is clipped (unless `--lag` makes the rollout an older one).
  5. A response whose reward is NaN (could not be determined) takes no part in the group's
     statistics and has A = 0; it still counts in the mean (5) and pays its KL.
 """
@@ -39,7 +39,7 @@ SHOWN = "kl entropy".split()
 
 @dataclass
 class Config:
-    group_size: int = flag(16, "G, responses per problem", at_least=2)
+    group_size: int = flag(16, "G, responses per problem", at_least=2, at_most=4096)
     clip_low: float = flag(0.2, "the ratio is clipped below 1 - clip_low")
     clip_high: float = flag(0.2, "the ratio is clipped above 1 + clip_high")
     kl_coef: float = flag(0.001, "weight of the KL to the reference; 0: no reference network")
@@ -130,7 +130,8 @@ def loss(nets, batch, hp):
     """A micro-batch of an optimizer step -> its part of -J, a scalar, and metrics as above."""
     logprobs, entropy = response_logprobs(nets.policy, batch)
     old_logprobs = batch.old_logprobs
-    if hp.minibatches * hp.epochs == 1:  # pi is pi_old: the ratio is 1, but has a gradient
+    # pi is pi_old: the ratio is 1, but has a gradient
+    if hp.minibatches * hp.epochs == 1 and not batch.lag:
         old_logprobs = logprobs.detach()
     mask = batch.response_mask
     J, metrics = objective(logprobs, old_logprobs, batch.advantages, mask, hp, batch.ref_logprobs)

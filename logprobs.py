@@ -54,11 +54,13 @@ def token_logprobs(hidden, weight, targets, temperature=1.0, keep=None):
         return tiled_logprobs(hidden, weight, targets, temperature, keep)
 
 
-def response_logprobs(model, rollout):
+def response_logprobs(model, rollout, states=None):
     """log pi(response token) and entropy, (N, T) fp32 each, 0 outside the mask.
 
-    At the rollout's temperature. Only positions inside the mask reach the head."""
-    states = response_states(model, rollout)
+    At the rollout's temperature. Only positions inside the mask reach the head. states: those of
+    `response_states`, if they are there already."""
+    if states is None:
+        states = response_states(model, rollout)
     mask = rollout.response_mask
     targets = rollout.response_ids[mask]
     logprobs, entropy = token_logprobs(states[mask], model.head, targets, rollout.temperature)

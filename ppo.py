@@ -44,7 +44,7 @@ SHOWN = "kl entropy explained_variance".split()
 
 @dataclass
 class Config:
-    group_size: int = flag(16, "responses per problem; not compared with each other", at_least=1)
+    group_size: int = flag(16, "G, responses per problem", at_least=1, at_most=4096)
     gamma: float = flag(1.0, "discount per token")
     lam: float = flag(1.0, "lambda of GAE: 1 looks to the end, 0 one token ahead")
     critic_lr: float = flag(3e-3, "the critic's learning rate")
@@ -146,7 +146,8 @@ def loss(nets, batch, hp):
     with torch.set_grad_enabled(batch.step >= hp.critic_warmup):
         logprobs, entropy = response_logprobs(nets.policy, batch)
     old_logprobs = batch.old_logprobs
-    if hp.minibatches * hp.epochs == 1:  # pi is pi_old: the ratio is 1, but has a gradient
+    # pi is pi_old: the ratio is 1, but has a gradient
+    if hp.minibatches * hp.epochs == 1 and not batch.lag:
         old_logprobs = logprobs.detach()
     J, metrics = objective(logprobs, old_logprobs, batch.advantages, mask, hp, batch.ref_logprobs)
     metrics["entropy"] = entropy.detach().sum()

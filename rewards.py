@@ -170,7 +170,7 @@ class Judge:
 
     def __call__(self, problem, ids):
         """ids: a response with its end token."""
-        text = self.tokenizer.response(ids)
+        text = self.tokenizer.opening + self.tokenizer.decode(ids)
         verdict = self.call_accuracy(problem, text.removesuffix(END))
         count = reflections(text)
         return {

@@ -38,12 +38,14 @@ class Rollout:
     old_logprobs: torch.Tensor = None  # (N, T) fp32 log pi_old, 0 outside the mask
     temperature: float = 1.0  # divides the logits wherever log-probs of this rollout are computed
     step: int = 0  # rollouts before this one
+    lag: int = 0  # steps that the policy has made since it sampled this
     rewards: torch.Tensor = None  # (N,) NaN where a reward could not be determined
     ref_logprobs: torch.Tensor = None  # (N, T) log pi_ref
     advantages: torch.Tensor = None  # (N, T)
     values: torch.Tensor = None  # (N, T) the critic's (PPO)
     returns: torch.Tensor = None  # (N, T) what the critic should have said (PPO)
     weights: torch.Tensor = None  # (N, T) each token's share of an optimizer step's loss
+    problems: list = None  # the dicts that `group` counts
     metrics: dict = field(default_factory=dict)  # what an algorithm reports of the whole rollout
 
     @classmethod
@@ -112,7 +114,7 @@ def run_prompts(model, prompt_ids, start):
 
 
 def uniforms(prompts, group_size, T, seed):
-    """u (N, T) in [0, 1): a row depends on the seed, its prompt and its place in the group only.
+    """u (N, T) fp64 in [0, 1): a row depends on seed, prompt and place in the group only.
 
     A prompt that is there twice counts as one group of twice the size: no response comes twice."""
     drawn = []
@@ -121,13 +123,14 @@ def uniforms(prompts, group_size, T, seed):
         text = str(list(prompt))
         for place in range(places[text], places[text] + group_size):
             key = zlib.crc32(f"{seed} {place} {text}".encode())
-            drawn.append(torch.rand(T, generator=torch.Generator().manual_seed(key)))
+            generator = torch.Generator().manual_seed(key)
+            drawn.append(torch.rand(T, dtype=torch.float64, generator=generator))
         places[text] += group_size
     return torch.stack(drawn)
 
 
 def draw(logits, u, temperature):
-    """logits (M, V), u (M,) uniforms -> tokens (M,), log-probs (M,) fp32. Temperature 0: greedy."""
+    """logits (M, V), u (M,) fp64 -> tokens (M,), log-probs (M,) fp32. Temperature 0: greedy."""
     if temperature == 0:
         best, token = logits.float().log_softmax(-1).max(-1)
         return token, best
@@ -139,7 +142,7 @@ def draw(logits, u, temperature):
         logp = (z.float() / temperature).log_softmax(-1)
         cdf = logp.exp().cumsum(-1, dtype=torch.float64)
         # right=True: u = 0 must not return a first token of probability 0
-        token = torch.searchsorted(cdf, v[:, None].double() * cdf[:, -1:], right=True)
+        token = torch.searchsorted(cdf, v[:, None] * cdf[:, -1:], right=True)
         token = token.clamp(max=z.shape[1] - 1)
         tokens.append(token[:, 0])
         logprobs.append(logp.gather(1, token)[:, 0])

@@ -16,10 +16,11 @@ locked while a run is at work there; a new run does not begin in a folder that h
 full disk or a stop ends a run, which goes on from its last checkpoint.
 """
 
+import copy
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,6 +35,7 @@ from start.compose import autocast, check_context, load_model, load_tokenizer
 from start.resume import StopSignal, load_initial, open_run, parse_run, save_checkpoint
 from start.task import TaskFlags, build_task
 
+SCHEDULES = ("constant", "linear", "cosine")
 JUDGE_COLUMNS = "reward accuracy format length reflection language truncated unjudged".split()
 PRINTED = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f")
 PRINTED |= dict(zero_groups=".2f", tokens_per_second=".0f", seconds=".2f")
@@ -48,7 +50,8 @@ class Config(TaskFlags):
     dry_run: bool = flag(False, "print how much memory the run would take, and stop")
     resume: bool = flag(False, "go on from the checkpoint in --out")
     steps: int = flag(40, "rollouts")
-    prompts_per_step: int = flag(16, "B, problems per rollout", at_least=1)
+    lag: int = flag(0, "rollouts are of the policy this many steps ago (asynchronous training)")
+    prompts_per_step: int = flag(16, "B, problems per rollout", at_least=1, at_most=65536)
     max_new_tokens: int = flag(160, "longest response in training", at_least=1)
     temperature: float = flag(
         1.0, "of the sampler, and of all log-probs of what it sampled", at_least=1e-6
@@ -61,8 +64,9 @@ class Config(TaskFlags):
     dynamic_sampling: int = flag(
         1, "DAPO: times as many problems are sampled; equal groups are left out", at_least=1
     )
-    lr: float = flag(5e-4, "AdamW's learning rate, constant after the warm-up")
+    lr: float = flag(5e-4, "AdamW's learning rate")
     warmup: int = flag(5, "steps of linear warm-up", at_least=1)
+    schedule: str = flag("constant", "after it; linear and cosine fall to 0", choices=SCHEDULES)
     clip_norm: float = flag(1.0, "gradient norm limit", at_least=1e-6)
     tokens_per_microbatch: int = flag(1536, "padded tokens: memory and time only", at_least=1)
     eval_every: int = flag(10, "steps between evaluations on held-out problems", at_least=1)
@@ -93,6 +97,7 @@ class Run:
     task: Task  # training problems, held-out sets
     judge: Judge
     autocast: object  # the precision of the forward passes
+    past: list = field(default_factory=list)  # the policies before the last --lag steps
     folder: RunFolder = None
     step: int = 0  # rollouts done
     before: dict = None  # the held-out results before RL
@@ -136,15 +141,20 @@ def informative_rows(rewards, group_size, groups):
 
 
 def collect_rollout(run, step):
-    """Samples and judges the responses of a step -> Rollout with rewards, what the judge said."""
+    """Samples and judges the responses of a step -> Rollout with rewards, what the judge said.
+
+    They are of the policy as it was --lag steps ago, at first of the initial one."""
     config, G = run.config, run.hp.group_size
     problems = problems_of(step, run.task.train, config)  # 5
     prompts = [run.tokenizer.prompt(problem) for problem in problems]
     seed = config.seed * 1_000_003 + step
     limits = (config.max_new_tokens, config.temperature, run.tokenizer.eos_ids)
+    policy = run.past[0] if run.past else run.nets.policy
     with run.autocast:
-        rollout = sample(run.nets.policy, prompts, G, *limits, seed)  # 7   o_1..o_G ~ pi_old
+        rollout = sample(policy, prompts, G, *limits, seed)  # 7   o_1..o_G ~ pi_old
     rollout.step = step
+    rollout.lag = len(run.past)
+    rollout.problems = problems
     judged = judge_all(run.judge, problems, rollout)
     for facts in judged:
         facts["reward"] = total_reward(facts, config)  # 8   r_1..r_G
@@ -193,7 +203,7 @@ def update(run, rollout, step):
             batch = rollout.select(minibatch)
             batch.weights = run.algo.weights(batch.response_mask, hp)
             accumulate_gradient(run, batch, trained[minibatch], totals)
-            if math.isnan(gap):  # nothing has moved yet: the sampler differs from the trainer
+            if math.isnan(gap):  # nothing has moved yet: rounding, or --lag
                 gap = mean(totals, "mean_abs_log_ratio")
             norms.append(optimizer_step(run, step))  # 11
     metrics = {
@@ -204,6 +214,13 @@ def update(run, rollout, step):
     for name in run.algo.METRICS:
         metrics[name] = rollout.metrics.get(name, mean(totals, name))
     return metrics
+
+
+def lr_share(step, config):
+    """The share of the learning rate that a step gets: the warm-up's times the schedule's."""
+    left = 1 - step / config.steps
+    schedule = {"constant": 1.0, "linear": left, "cosine": math.sin(math.pi / 2 * left) ** 2}
+    return min(1.0, (step + 1) / config.warmup) * schedule[config.schedule]
 
 
 def mean(totals, name):
@@ -248,8 +265,10 @@ def train_step(run, step):
     sample_seconds = time.time() - began
     score(run, rollout)  # log pi_ref
     rollout.advantages = run.algo.advantages(rollout, run.hp)  # 9   A
+    if run.config.lag:
+        run.past = [*run.past, copy.deepcopy(run.nets.policy)][-run.config.lag :]
     for group in run.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * min(1.0, (step + 1) / run.config.warmup)
+        group["lr"] = group["base_lr"] * lr_share(step, run.config)
     metrics = update(run, rollout, step)  # 10, 11
     row = {"step": step + 1}
     values = [[facts[name] for name in JUDGE_COLUMNS] for facts in judged]

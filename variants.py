@@ -11,11 +11,19 @@ For a response with T tokens, advantage A, r_t = pi / pi_old, and sg() for "no g
     dapo       as grpo                  clipped above at 1.28, sum / all tokens   arXiv 2503.14476
     gspo       as grpo                  as r1 with r = (prod_t r_t)^(1/T)         arXiv 2507.18071
     cispo      as grpo                  sg(min(r_t, cap)) A log pi_t, all tokens  arXiv 2506.13585
+    v32        A = R - mean             as grpo, KL (rk3), a mask                 arXiv 2512.02556
+    tis        as grpo                  sg(min(r_t, 2)) A log pi_t                Yao et al. 2025
+    maxrl      A = (R - mean) / mean    as grpo                                   arXiv 2602.02710
     rloo       A = R - mean of others   sg(r_t) A log pi_t, KL (k1) in the reward arXiv 2402.14740
     reinforce  A = R                    sg(r_t) A log pi_t, sum / constant        Williams 1992
 
 r1 and custom keep GRPO's KL (k3), the others have none unless the row says so. dapo also samples
 more problems than it trains on and lowers the reward of overlong responses (RUN_PRESETS).
+
+v32 leaves out responses with A < 0 whose mean_t(log pi_old - log pi) is above a threshold, but not
+their KL (section 3.1, eq. 7 to 9). tis makes one update a rollout. There r_t of the others is 1,
+that of tis is pi / pi_sampler: the rounding of bfloat16 counts. With several updates the paper
+keeps GRPO's clip beside the weight; here the weight takes its place.
 """
 
 from dataclasses import dataclass
@@ -38,28 +46,33 @@ PRESETS = {
     "dapo": dict(clip_high=0.28, loss_aggregation="token", kl_coef=0.0),
     "gspo": dict(ratio="sequence", clip_low=3e-4, clip_high=4e-4, kl_coef=0.0),
     "cispo": dict(trust="cispo", loss_aggregation="token", kl_coef=0.0),
+    "v32": dict(scale="none", kl="rk3", mask_threshold=0.2),
+    "tis": dict(trust="tis", cap=2.0, minibatches=1, kl_coef=0.0),
+    "maxrl": dict(scale="mean", kl_coef=0.0),
     "rloo": dict(baseline="others", kl="reward", **REINFORCE),
     "reinforce": dict(baseline="none", kl_coef=0.0, **REINFORCE),
 }
 RUN_PRESETS = {"dapo": dict(dynamic_sampling=3, overlong=0.2)}  # what it sets of train.py's flags
 
 BASELINES = ("group", "others", "none")
-SCALES = ("group", "batch", "none")
+SCALES = ("group", "mean", "none")
 RATIOS = ("token", "sequence", "product")
 AGGREGATIONS = ("sequence", "token", "constant")
-KL_ESTIMATORS = ("k1", "k2", "k3", "rk3", "reward")
+TRUSTS = ("clip", "cispo", "tis")
+KL_ESTIMATORS = ("k3", "rk3", "reward")
 
 
 @dataclass
 class Config:
-    group_size: int = flag(16, "G, responses per problem", at_least=2)
+    group_size: int = flag(16, "G, responses per problem", at_least=2, at_most=4096)
     baseline: str = flag("group", "taken off a reward: the mean of the group", choices=BASELINES)
-    scale: str = flag("group", "advantages are divided by their rms over it", choices=SCALES)
+    scale: str = flag("group", "advantages are divided by the group's std, or mean", choices=SCALES)
     ratio: str = flag("token", "pi / pi_old of a token, or of all tokens", choices=RATIOS)
-    trust: str = flag("clip", "clipped, or a capped weight", choices=("clip", "cispo"))
-    cap: float = flag(5.0, "with --trust cispo: the largest weight; above e^20 it is no cap")
+    trust: str = flag("clip", "clipped, or a capped weight; tis: of pi / sampler", choices=TRUSTS)
+    cap: float = flag(5.0, "with --trust cispo, tis: the largest weight; above e^20 it is no cap")
     clip_low: float = flag(0.2, "with --trust clip: the ratio is clipped below 1 - clip_low")
     clip_high: float = flag(0.2, "with --trust clip: the ratio is clipped above 1 + clip_high")
+    mask_threshold: float = flag(1e9, "A < 0 is left out where mean log(pi_old / pi) is above it")
     kl_coef: float = flag(0.001, "weight of the KL to the reference; 0: no reference network")
     kl: str = flag("k3", "rk3: ratio * k3; reward: k1 taken off the reward", choices=KL_ESTIMATORS)
     pool_kl: bool = flag(False, "the KL, too, is one number a response, as the ratio")
@@ -75,7 +88,7 @@ class Config:
 
 def unread(hp):
     """The flags that these choices never read. Whoever gives one is told so."""
-    names = ["clip_low", "clip_high"] if hp.trust == "cispo" else ["cap"]
+    names = ["clip_low", "clip_high"] if hp.trust != "clip" else ["cap"]
     if hp.loss_aggregation != "constant":
         names.append("constant")
     if hp.kl_coef == 0:
@@ -88,7 +101,8 @@ def group_advantages(rewards, group_size, baseline="group", scale="group"):
     r = rewards.view(-1, group_size)  # (B, G)
     known = ~r.isnan()
     informative = rewards_differ(r)[:, None]
-    A = r - r.nanmean(1, keepdim=True)
+    mean = r.nanmean(1, keepdim=True)
+    A = r - mean
     if baseline == "none":
         A = r
         informative = r != 0
@@ -97,10 +111,9 @@ def group_advantages(rewards, group_size, baseline="group", scale="group"):
         A = A * n / (n - 1)
     if scale == "group":
         A = A / A.square().nanmean(1, keepdim=True).sqrt()
-    A = torch.where(known & informative, A, 0.0)
-    if scale == "batch" and A.any():
-        A = A / A[known].square().mean().sqrt()
-    return A.flatten()
+    if scale == "mean":
+        A = torch.where(mean > 0, A / mean, 0.0)
+    return torch.where(known & informative, A, 0.0).flatten()
 
 
 def advantages(rollout, hp):
@@ -138,12 +151,8 @@ def pooled(log_ratio, mask, kind):
 def kl_estimate(d, kind="k3", ratio=1.0):
     """d = log pi - log pi_ref of sampled tokens -> estimate of KL(pi || pi_ref) (Schulman 2020).
 
-    As a loss, where pi = pi_old, k3 has the gradient of KL(pi_ref || pi), the other direction; k2
-    that of KL(pi || pi_ref); k1 none in expectation. rk3 has that of KL(pi || pi_ref) always."""
-    if kind == "k1":
-        return d
-    if kind == "k2":
-        return d.square() / 2
+    As a loss, where pi = pi_old, k3 has the gradient of KL(pi_ref || pi), the other direction. rk3
+    has that of KL(pi || pi_ref), whichever policy sampled."""
     if kind == "reward":  # it has been taken off the reward
         return torch.zeros_like(d)
     k3 = (-d).clamp(max=20).exp() + d.clamp(min=-20) - 1
@@ -162,8 +171,10 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     else:
         clipped = ratio.clamp(max=hp.cap)
         J = clipped.detach() * A * logprobs
+    masked = (A < 0) & (pooled(old_logprobs - logprobs, mask, "sequence") > hp.mask_threshold)
+    J = J.masked_fill(masked, 0.0)
     metrics = {
-        "clip_low": ((ratio < clipped) & (A < 0)).sum(),
+        "clip_low": ((ratio < clipped) & (A < 0) | masked).sum(),
         "clip_high": ((ratio > clipped) & (A > 0)).sum(),
     }
     if ref_logprobs is not None:
@@ -179,7 +190,8 @@ def loss(nets, batch, hp):
     """A micro-batch of an optimizer step -> its part of -J, a scalar, and metrics as above."""
     logprobs, entropy = response_logprobs(nets.policy, batch)
     old_logprobs = batch.old_logprobs
-    if hp.minibatches * hp.epochs == 1:  # pi is pi_old: the ratio is 1 exactly
+    # pi is pi_old: the ratio is 1, but has a gradient
+    if hp.minibatches * hp.epochs == 1 and not batch.lag and hp.trust != "tis":
         old_logprobs = logprobs.detach()
     mask = batch.response_mask
     J, metrics = objective(logprobs, old_logprobs, batch.advantages, mask, hp, batch.ref_logprobs)

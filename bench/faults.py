@@ -47,7 +47,8 @@ def main(folder):
         reward = as_reward(folder, TaskFlags())
     rng = random.Random(0)
     preferred = defaultdict(list)
-    for problem in general.requests("test") + general.requests("train"):
+    train, held_out = general.requests()
+    for problem in held_out + train:
         right, faulty = answers_with_faults(rng, problem)
         reward_of_right = reward(problem, right)
         for kind, answer in faulty.items():

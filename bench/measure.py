@@ -3,8 +3,8 @@
     python bench/measure.py out/r1 [--base data/base]
     python bench/table.py stages out/r1/*                prints what was measured
 
-Held-out problems of four numbers, and held-out requests of the general task. A stage that has been
-measured is not measured again. --base: a model that no stage has made; its numbers go to
+Held-out problems of four and six numbers, and held-out requests of the general task. A stage that
+has been measured is not measured again. --base: a model that no stage has made; its numbers go to
 FOLDER/base. For comparison the last line says how an author's answer to a request is judged.
 """
 
@@ -50,7 +50,7 @@ def measure(stage, model_folder, task, args):
     tokenizer = Tokenizer.load(model_folder)
     judge = Judge(task.accuracy, tokenizer)
     rows = []
-    for name in ("4 numbers", "general"):
+    for name in ("4 numbers", "6 numbers", "general"):
         problems = task.held_out[name][: args.problems]
         metrics, _ = evaluate(model, tokenizer, judge, problems, args.k, args.max_new_tokens)
         rows.append({"set": name} | metrics)

@@ -9,7 +9,7 @@ optimizer step a rollout.
 
 of_it_head: what the head and the log-probs take of the update, forward and backward, timed alone.
 product_gflops: the rate of one matrix product, to hold the seconds against. estimate_mb: what
-train.py --dry-run would say. Each run is a process of its own, and so is its peak memory.
+train.py --dry_run would say. Each run is a process of its own, and so is its peak memory.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
     python bench/table.py final results/r1_zero --set "5 numbers"    the base, each run at its end
     python bench/table.py compare results/compare                    after equally many responses
+    python bench/table.py staleness results/staleness                algorithms by lag
     python bench/table.py stages results/r1                          stages of r1.sh and distill.sh
     python bench/table.py reward_hacking results/r1                  reward model against rule
 
@@ -11,6 +12,7 @@ runs/r1.sh is named after the stage, and the folder around it may end in -SEED.
 
 import argparse
 import csv
+import math
 import os
 import re
 import statistics
@@ -86,6 +88,12 @@ def evaluations(run, held_out_set):
     """The rows of eval.csv for one held-out set, by step."""
     rows = [row for row in run["eval.csv"] if row["set"] == held_out_set]
     return sorted(rows, key=lambda row: int(row["step"]))
+
+
+def of_steps(run, column):
+    """The numbers of a column of metrics.csv; a step without a trained token has none."""
+    values = [float(row[column]) for row in run["metrics.csv"]]
+    return [value for value in values if not math.isnan(value)]
 
 
 def seconds_of(run):
@@ -199,6 +207,40 @@ def compare(runs):
     print_table([MAIN_SET, "seeds", *columns], rows)
 
 
+def algorithm_and_lag(name):
+    """grpo_lag16 -> ("grpo", 16)"""
+    algorithm, _, lag = name.rpartition("_lag")
+    return algorithm, int(lag)
+
+
+def staleness(runs):
+    """The policy that learns, on held-out problems; what its updates did, over all steps."""
+    columns = ["pass@1 at the end", "pass@1 at its best", "truncated", "tokens clipped"]
+    columns += ["mean abs log ratio", "largest gradient norm"]
+    rows = []
+    for name, seeds in sorted(runs.items(), key=lambda item: algorithm_and_lag(item[0])):
+        finished = [run for run in seeds if len(evaluations(run, MAIN_SET)) > 1]
+        values = defaultdict(list)
+        for run in finished:
+            rounds = evaluations(run, MAIN_SET)
+            accuracy = [float(row["pass@1"]) for row in rounds]
+            numbers = (
+                accuracy[-1],
+                max(accuracy),
+                float(rounds[-1]["truncated"]),
+                statistics.mean(of_steps(run, "clip_low") + of_steps(run, "clip_high")) * 2,
+                statistics.mean(of_steps(run, "mean_abs_log_ratio")),
+                max(of_steps(run, "grad_norm")),
+            )
+            for column, number in zip(columns, numbers, strict=True):
+                values[column].append(number)
+        if finished:
+            algorithm, lag = algorithm_and_lag(name)
+            cells = [cell(values[c], 2 if "norm" in c else 3) for c in columns]
+            rows.append([algorithm, str(lag), str(len(finished)), *cells])
+    print_table([MAIN_SET, "lag", "seeds", *columns], rows)
+
+
 def stages(runs):
     """The stages as bench/measure.py measured them; minutes are of training alone."""
     columns = {  # title: (held-out set, metric, digits)
@@ -258,7 +300,7 @@ def reward_hacking(runs):
     print_table(["step", "the reward model", "the rule", "the rule where it is the reward"], rows)
 
 
-TABLES = {f.__name__: f for f in (final, compare, stages, reward_hacking)}
+TABLES = {f.__name__: f for f in (final, compare, staleness, stages, reward_hacking)}
 
 
 def main():

@@ -68,12 +68,14 @@ def load_task(name, seed=0):
 
 
 def join(tasks):
-    """{name: Task} -> one Task of all, in turns. A short one starts again until all have ended."""
+    """{name: Task} -> one Task of all, in turns. A short one starts again until all have ended.
+
+    A training problem has the name of its task as "task"."""
     train = []
     held_out = {}
     for i in range(max(len(task.train) for task in tasks.values())):
-        for task in tasks.values():
-            train.append(task.train[i % len(task.train)])
+        for name, task in tasks.items():
+            train.append(task.train[i % len(task.train)] | {"task": name})
     uses = Counter(set_name for task in tasks.values() for set_name in task.held_out)
     for turn in range(max(len(task.held_out) for task in tasks.values())):
         for name, task in tasks.items():

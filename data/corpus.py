@@ -3,7 +3,7 @@
 Its documents come in mixed styles, as on the web: guesses, searches with and without checks, and
 verdicts; careful and sloppy authors; two languages and a mix of both; with and without tags.
 
-    python -m data.corpus corpus COUNT FILE     what the base reads; one document in eight is of
+    python -m data.corpus corpus COUNT FILE     what the base reads; one document in five is of
                                                 data/general.py
     python -m data.corpus late COUNT FILE       what it reads last: more checks and less reliable
                                                 first looks; one in four is of data/general.py
@@ -13,6 +13,7 @@ verdicts; careful and sloppy authors; two languages and a mix of both; with and 
 
 import math
 import random
+import re
 
 from data import general
 from data.jsonl import generate
@@ -40,6 +41,14 @@ def speaker(rng, asked, mixed):
         return WORDS[rng.choice(spoken)][word]
 
     return say
+
+
+def translate(text, language):
+    """Each word of the corpus that is of the other language becomes one of `language`."""
+    other = "es" if language == "en" else "en"
+    for word, foreign in WORDS[other].items():
+        text = re.sub(rf"\b{foreign}\b", WORDS[language][word], text)
+    return text
 
 
 def slip(rng, value, rate):
@@ -107,7 +116,7 @@ def document(rng, late=False):
     reason to mix."""
     shares = (0.30, 0.36, 0.22, 0.12) if late else (0.40, 0.36, 0.12, 0.12)
     kind = rng.choices(("guess", "search", "checked", "verdict"), shares)[0]
-    problem = make_problem(rng, rng.choices((3, 4, 5), (0.3, 0.5, 0.2))[0], test=False)
+    problem = make_problem(rng, rng.choices((3, 4, 5), (0.3, 0.5, 0.2))[0])
     sloppy = rng.random() < 1 / 3
     mixed = {"search": 0.4, "checked": 0.7}.get(kind, 0.1)
     say = speaker(rng, problem["language"], 0.1 if sloppy else mixed)
@@ -134,20 +143,22 @@ def document(rng, late=False):
 
 
 def corpus(rng, late=False):
-    """Endless documents of the base corpus, some of them of the general task."""
-    share = 3 / 4 if late else 7 / 8
-    other = general.corpus(rng, general.requests("base", most=5))
+    """Endless documents of the base corpus, some of them of data/general.py."""
+    shares = (0.75, 0.17, 0.08) if late else (0.8, 0.12, 0.08)
+    requests, _ = general.requests()
+    answers = general.corpus(rng, requests)
     while True:
-        if rng.random() < share:
+        kind = rng.choices(("pairs", "general", "lists"), shares)[0]
+        if kind == "pairs":
             yield document(rng, late)
         else:
-            yield next(other)
+            yield next(answers) if kind == "general" else general.word_list(rng)
 
 
 def cold_start(rng):
     """Endless clean traces: patient, checked, right, in the language of the question only."""
     while True:
-        problem = make_problem(rng, rng.choice((3, 4)), test=False)
+        problem = make_problem(rng, rng.choice((3, 4)))
         say = WORDS[problem["language"]].get
         lines, answer = search(rng, say, problem, math.inf, checks=True, sloppy=False)
         if (answer, problem["target"]) in candidates(problem["numbers"]):

@@ -12,9 +12,8 @@ there (one too many, said twice, of another topic, in the other language). Anybo
 but RL is not told: stages/reward_model.py learns from pairs in which one answer was preferred, one
 in twenty of them the wrong way round.
 
-Held out is one request in eight, by the CRC of its prompt. No document of the base corpus is one.
-The same words asked for in the other order may be, but are nowhere in R1's documents, pairs and
-problems.
+Held out is one request in five, by a CRC that is the same in either order of its topics, from the
+base corpus and from everything in R1.
 
     python -m data.general pairs COUNT FILE         preference pairs: {"prompt", "better", "worse"}
     python -m data.general documents COUNT FILE     the best of four answers each, in tags, for R1's
@@ -42,27 +41,26 @@ TOPICS = {
     },
 }
 QUESTION = {"en": "name {} {} and {} {}", "es": "nombra {} {} y {} {}"}
+LIST_QUESTIONS = {
+    "en": ("repeat {1}", "once {1}", "{0} but {1}"),
+    "es": ("repite {1}", "una vez {1}", "{0} menos {1}"),
+}
 
 
-def requests(part, most=4):
-    """The requests, for 2 to `most` words of a topic, of a part.
-
-    "test": held out. "base": all others, the base corpus is made of them. "train": those of them
-    that are no test request in the other order either."""
-    every = []
+def requests():
+    """-> requests to learn from, held-out requests: for 2 to 5 words of each of two topics."""
+    train = []
+    test = []
     for language, topics in TOPICS.items():
         for first, second in itertools.permutations(topics, 2):
-            for m, n in itertools.product(range(2, most + 1), repeat=2):
+            for m, n in itertools.product(range(2, 6), repeat=2):
+                asked = {first: m, second: n}
                 question = QUESTION[language].format(m, first, n, second)
-                request = {"prompt": f"User: {question}\nAssistant:", "language": language}
-                every.append({"kind": "general", "asked": {first: m, second: n}, **request})
-    test = [request for request in every if zlib.crc32(request["prompt"].encode()) % 8 == 0]
-    if part == "test":
-        return test
-    if part == "base":
-        return [request for request in every if request not in test]
-    asked_in_test = [request["asked"] for request in test]  # equal in any order
-    return [request for request in every if request["asked"] not in asked_in_test]
+                request = {"kind": "general", "asked": asked, "language": language}
+                request["prompt"] = f"User: {question}\nAssistant:"
+                held_out = zlib.crc32(str(sorted(asked.items())).encode()) % 5 == 0
+                (test if held_out else train).append(request)
+    return train, test
 
 
 def faults(problem, answer):
@@ -84,12 +82,14 @@ def verify(problem, answer):
 
 
 def author(rng, problem):
-    """An answer as people write them: with no slip, or with a few."""
+    """An answer as people write them: in order or in none, with no slip or with a few."""
     topics = TOPICS[problem["language"]]
     other_topics = TOPICS["es" if problem["language"] == "en" else "en"]
+    in_order = rng.random() < 0.5
     words = []
     for topic, n in problem["asked"].items():
-        words += rng.sample(topics[topic], n)
+        chosen = rng.sample(topics[topic], n)
+        words += sorted(chosen, key=topics[topic].index) if in_order else chosen
     for _ in range(rng.choices((0, 1, 2, 3), (0.3, 0.3, 0.2, 0.2))[0]):
         place = rng.randrange(len(words))
         source = other_topics if rng.random() < 0.5 else topics
@@ -109,7 +109,7 @@ def author(rng, problem):
 
 def pairs(rng, wrong=0.05):
     """Endless preference pairs of two answers; `wrong` of them are labelled the wrong way round."""
-    problems = requests("train")
+    problems, _ = requests()
     while True:
         problem = rng.choice(problems)
         answers = [author(rng, problem), author(rng, problem)]
@@ -133,13 +133,27 @@ def corpus(rng, problems, tagged=0.6, best_of=1):
         yield {"prompt": problem["prompt"], "response": response}
 
 
+def word_list(rng):
+    """A document about the words of a topic: to repeat some, to say each once, to name the rest.
+
+    Only who tells the words of a topic apart can predict it. Answers to requests teach that badly:
+    many of their authors may say almost any word next."""
+    language = rng.choice(("en", "es"))
+    name, topic = rng.choice(list(TOPICS[language].items()))
+    words = rng.choices(topic, k=rng.randint(2, 6))
+    rest = [word for word in topic if word not in words]
+    answers = (words, dict.fromkeys(words), rest)
+    i = rng.randrange(3 if rest else 2)
+    question = LIST_QUESTIONS[language][i].format(name, " ".join(words))
+    return {"prompt": f"User: {question}\nAssistant:", "response": " ".join(answers[i])}
+
+
 def load(seed=0):
     """-> training requests, {"general": held-out requests}, the same for every seed.
 
     Each has eight authors' answers to be compared with."""
     rng = random.Random("general")
-    test = requests("test")
-    train = requests("train")
+    train, test = requests()
     for problem in test + train:
         problem["answers"] = [author(rng, problem) for _ in range(8)]
         problem["untagged"] = True
@@ -148,5 +162,5 @@ def load(seed=0):
 
 if __name__ == "__main__":
     rng = random.Random("general documents")
-    documents = corpus(rng, requests("train"), tagged=1, best_of=4)
+    documents = corpus(rng, requests()[0], tagged=1, best_of=4)
     generate({"pairs": pairs(random.Random("general pairs")), "documents": documents})

@@ -3,13 +3,12 @@
 python -m data.learn_tokenizer CORPUS.jsonl FOLDER
 """
 
-import os
 from collections import Counter
 from itertools import pairwise
 
 import regex
 
-from data.jsonl import check_output, read
+from data.jsonl import read
 from data.tokenizer import PATTERN, Tokenizer
 from plumbing.flags import Parser, one_line_errors
 
@@ -44,7 +43,5 @@ if __name__ == "__main__":
     with one_line_errors():
         args = parser.parse_args()
         rows = read(args.corpus, ("prompt", "response"))
-        os.makedirs(args.folder, exist_ok=True)
-        check_output(os.path.join(args.folder, "tokenizer.tiktoken"))
         text = "\n".join(row["prompt"] + row["response"] for row in rows)
         Tokenizer(learn(text)).save(args.folder)

@@ -14,9 +14,13 @@ Numbers are distinct, 1 to 12; an answer is a sum, a positive difference or a pr
 them. Four numbers give 18 candidates, of which 1.3 fit on average, so the problem is a search:
 patience and verification are what pays. Half of all questions are in English, half in Spanish.
 
-Held out is every problem (a set of numbers and a target) whose CRC is 0 modulo 8: one problem in
-eight, which no document of the base corpus (data/corpus.py) and no training problem is. The corpus
-has documents of 3 to 5 numbers, RL trains on 3 and 4: five numbers are new to RL, six to both.
+Held out, from the base corpus (data/corpus.py) and from RL, are
+- one problem (a set of numbers and a target) in eight, by its CRC;
+- one expression (a sum, difference or product) in eight, by its CRC: no problem that it solves is
+  in a document or trained on. "new solutions" are problems that only such expressions solve.
+
+The corpus has documents of 3 to 5 numbers, RL trains on 3 and 4: five numbers are new to RL, six to
+both.
 """
 
 import random
@@ -41,12 +45,22 @@ def is_held_out(numbers, target):
     return zlib.crc32(f"{sorted(numbers)} {target}".encode()) % 8 == 0
 
 
-def make_problem(rng, size, test):
-    """A problem with `size` numbers, from the held-out part (test) or the other seven eighths."""
+def part(numbers, target):
+    """-> "train", "test" (a held-out problem), "new solutions", or "" (in no part)."""
+    numbers = sorted(numbers)
+    solutions = [text for text, value in candidates(numbers) if value == target]
+    held_out = [zlib.crc32(text.encode()) % 8 == 0 for text in solutions]
+    if any(held_out):
+        return "new solutions" if all(held_out) else ""
+    return "test" if is_held_out(numbers, target) else "train"
+
+
+def make_problem(rng, size, of="train"):
+    """A problem with `size` numbers, from one of the parts."""
     while True:
         numbers = rng.sample(range(1, BIGGEST + 1), size)
         _, target = rng.choice(candidates(numbers))
-        if is_held_out(numbers, target) == test:
+        if part(numbers, target) == of:
             break
     language = rng.choice(("en", "es"))
     question = QUESTION[language].format(target, " ".join(str(n) for n in numbers))
@@ -57,11 +71,13 @@ def make_problem(rng, size, test):
 def load(seed=0):
     """-> training problems, {name: held-out problems}, the ones with four numbers first."""
     rng = random.Random(f"pairs train {seed}")
-    train = [make_problem(rng, rng.choice((3, 4)), test=False) for _ in range(8192)]
+    train = [make_problem(rng, rng.choice((3, 4))) for _ in range(8192)]
     rng = random.Random("pairs test")  # the same for every seed
+    sets = {"4 numbers": (4, "test"), "new solutions": (4, "new solutions")}
+    sets |= {"5 numbers": (5, "test"), "6 numbers": (6, "test")}
     held_out = {}
-    for size in (4, 3, 5, 6):
-        problems = [make_problem(rng, size, test=True) for _ in range(400)]
+    for name, size_and_part in sets.items():
+        problems = [make_problem(rng, *size_and_part) for _ in range(400)]
         unique = {problem["prompt"]: problem for problem in problems}
-        held_out[f"{size} numbers"] = list(unique.values())[:128]
+        held_out[name] = list(unique.values())[:128]
     return train, held_out

@@ -14,18 +14,20 @@ import os
 import tiktoken
 
 from plumbing.files import write_file
+from rewards import END
 
 PATTERN = r"</?[a-z]+>\n?|\p{N}{1,3}| ?\p{L}+[ \n:]?|[^\s\p{L}\p{N}]|\s+"
-END = "<|end|>"  # the end token as text
 OPEN = "<think>\n"  # what --think puts behind a prompt
 
 
 class Tokenizer:
-    """ranks: {bytes of a token: id}, all 256 single bytes among them. END has the id after them."""
+    """ranks: {bytes of a token: id}, all 256 single bytes among them. END has the id after them.
+
+    opening: what a prompt holds of its response already, OPEN or nothing."""
 
     def __init__(self, ranks, think=False):
         self.ranks = ranks
-        self.think = think
+        self.opening = OPEN if think else ""
         self.eos_id = len(ranks)
         self.eos_ids = [self.eos_id]
         self.vocab_size = len(ranks) + 1
@@ -76,13 +78,6 @@ class Tokenizer:
         A model may have more ids than its tokenizer: those are left out."""
         return self.encoding.decode([i for i in ids if i < self.vocab_size])
 
-    def response(self, ids):
-        """The text of a response, from the <think> on that the prompt may have opened."""
-        return (OPEN if self.think else "") + self.decode(ids)
-
     def prompt(self, problem):
         """The ids that a response continues."""
-        text = problem["prompt"]
-        if self.think:
-            text += OPEN
-        return self.encode(text)
+        return self.encode(problem["prompt"] + self.opening)

@@ -36,17 +36,6 @@ def true_or_false(text):
     return text.lower() == "true"
 
 
-def underscored(words):
-    """--dry-run=x -> --dry_run=x; what is no flag stays as it is."""
-    result = []
-    for word in words:
-        name, equals, value = str(word).partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-        result.append(name + equals + value)
-    return result
-
-
 def parse(argv, doc, *configs, partly=False):
     """The flags that were given, as {name: value}. argv: words; None: of the command line.
 
@@ -60,6 +49,8 @@ def parse(argv, doc, *configs, partly=False):
             kind = {"type": f.type}
             if f.type is bool:
                 kind = {"type": true_or_false, "nargs": "?", "const": True}
+            if f.type is tuple:  # a flag that may be given several times
+                kind = {"type": str, "action": "append"}
             group.add_argument(
                 f"--{f.name}",
                 default=argparse.SUPPRESS,
@@ -68,7 +59,7 @@ def parse(argv, doc, *configs, partly=False):
                 help=f"{f.metadata['help']} ({default})".replace("%", "%%"),
                 **kind,
             )
-    given, unknown = parser.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
+    given, unknown = parser.parse_known_args(argv)
     if unknown and not partly:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return vars(given)

@@ -26,7 +26,9 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 class Tokenizer:
-    """library: a tokenizers.Tokenizer. eos_ids: what ends a response. files: what `save` writes."""
+    """library: a tokenizers.Tokenizer. eos_ids: what ends a response. files: what `save` writes.
+
+    opening: as in data/tokenizer.py."""
 
     def __init__(self, library, eos_ids, files, chat=False, system="", think=False):
         self.library = library
@@ -37,7 +39,7 @@ class Tokenizer:
         self.files = files
         self.chat = chat
         self.system = system
-        self.think = think
+        self.opening = OPEN if think else ""
 
     @classmethod
     def load(cls, folder, chat=False, system="", think=False):
@@ -85,22 +87,17 @@ class Tokenizer:
             return self.library.decode(ids[:-1], skip_special_tokens=False) + END
         return self.library.decode(ids, skip_special_tokens=False)
 
-    def response(self, ids):
-        """The text of a response, from the <think> on that the prompt may have opened."""
-        return (OPEN if self.think else "") + self.decode(ids)
-
     def prompt(self, problem):
         """The ids that a response continues: problem["prompt"], or with `chat` turns of a chat.
 
         The user's turn is problem["user"] if the problem has one."""
         ids = [self.vocabulary[BOS]] if BOS in self.vocabulary else []
-        opening = OPEN if self.think else ""
         if not self.chat:
-            return ids + self.encode(problem["prompt"] + opening)
+            return ids + self.encode(problem["prompt"] + self.opening)
         if self.system:
             ids += self.turn("system", self.system) + self.turn_end()
         ids += self.turn("user", problem.get("user", problem["prompt"])) + self.turn_end()
-        return ids + self.turn("assistant", opening)
+        return ids + self.turn("assistant", self.opening)
 
     def turn(self, role, text):
         """The ids of a turn of a chat, up to the end of its text."""

@@ -26,7 +26,7 @@ start=$out/student-base/start
 mkdir -p "$start"
 cp data/student/config.json data/base/tokenizer.tiktoken "$start"
 tune student-base --seed 0 --scratch --data "$out/student-base/data.jsonl" --init "$start" --epochs 2 \
-    --batch 192 --tokens_per_microbatch 4096
+    --batch 192 --tokens_per_microbatch 4096 --dtype bfloat16
 
 heading "2. Distilled: SFT on the data of R1's second SFT"
 tune student-distilled "${tune[@]}" --data "$traces" --init "$out/student-base" --epochs 4

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# DeepSeek-R1 at small scale (arXiv 2501.12948v1, section 2.3): four stages, from the base of the main job.
+# DeepSeek-R1 at small scale (arXiv 2501.12948v2): four stages, from the base of the main job.
 # About 20 minutes on one core.
 #
 #   bash runs/r1.sh [FOLDER] [SEED]           default: out/r1 0
@@ -13,10 +13,13 @@ seed=${2:-0}
 base=data/base
 . runs/stages.sh
 
-traces=400 steps=40 problems=512 documents=1500 pairs=60000 last_steps=20
+traces=400 steps=40 problems=512 documents=1500 pairs=60000 rule_steps=30 all_steps=10
 if [ -n "${SMALL:-}" ]; then
-    traces=16 steps=1 problems=2 documents=16 pairs=64 last_steps=1
+    traces=16 steps=1 problems=2 documents=16 pairs=64 rule_steps=1 all_steps=1
 fi
+# As in the paper: the share of the language is added without a weight, and stage 4 samples at 0.7.
+language=(--language_weight 1)
+last=(--language_weight 1 --temperature 0.7)
 
 heading "0. R1-Zero, for comparison: RL from the base, as the main job does it"
 train 0-zero "${rl[@]}" --steps $steps
@@ -26,7 +29,7 @@ make 1-cold-start/data.jsonl python -m data.corpus cold $traces
 tune 1-cold-start "${tune[@]}" --data "$out/1-cold-start/data.jsonl" --init $base --epochs 3
 
 heading "2. Reasoning RL: with a reward for the language of the question"
-train 2-reasoning "${rl[@]}" --steps $steps --init "$out/1-cold-start" --language_weight 0.2
+train 2-reasoning "${rl[@]}" "${language[@]}" --steps $steps --init "$out/1-cold-start"
 
 heading "3. Rejection sampling and SFT: 16 responses to each of $problems problems, the good ones; from the base"
 # With them go answers of the general task, the best of four authors each.
@@ -36,22 +39,28 @@ make 3-sft/general.jsonl python -m data.general documents $documents
 cat "$out"/3-sft/{kept,general}.jsonl > "$out/3-sft/data.jsonl"
 tune 3-sft "${tune[@]}" --data "$out/3-sft/data.jsonl" --init $base --epochs 2
 
-heading "4. RL for all scenarios: rules first, then rules and a reward model"
+heading "4. RL for all scenarios: rules first, then rules and a reward model in the last quarter of the steps"
 # The reward model learns from pairs of answers which one is preferred. It judges the general task, and only in
 # the last part, as in R1: a policy that is trained on it for long exploits it.
 make reward-model/pairs.jsonl python -m data.general pairs $pairs
 stage "-m stages.reward_model" reward-model --data "$out/reward-model/pairs.jsonl" --init $base
-train 4a-rules "${rl[@]}" --steps $last_steps --init "$out/3-sft" --language_weight 0.2
-train 4b-all "${rl[@]}" --steps $last_steps --init "$out/4a-rules/model" --language_weight 0.2 \
+train 4a-rules "${rl[@]}" "${last[@]}" --steps $rule_steps --init "$out/3-sft"
+train 4b-all "${rl[@]}" "${last[@]}" --steps $all_steps --init "$out/4a-rules/model" \
     --task pairs+general --reward_model "$out/reward-model"
 
 if [ -z "${SMALL:-}" ]; then
-    heading "5. Controls: no language reward; the reward model alone; the rule that it stands for, alone"
-    more_steps=$((2 * last_steps))
+    heading "5. Controls"
+    # a cold start on what R1-Zero wrote itself: right, well formed, its words put into the question's language
+    make 1b-cold-start-zero/all.jsonl python -m stages.rejection --model "$out/0-zero/model" --translate \
+        --problems 512 --k 1 --seed "$seed" --out
+    head -n $traces "$out/1b-cold-start-zero/all.jsonl" > "$out/1b-cold-start-zero/data.jsonl"
+    tune 1b-cold-start-zero "${tune[@]}" --data "$out/1b-cold-start-zero/data.jsonl" --init $base --epochs 3
+    # no language reward
     train 2b-no-language "${rl[@]}" --steps $steps --init "$out/1-cold-start"
-    train 4c-reward-model-only "${rl[@]}" --eval_sets 2 --steps $more_steps --eval_every 5 \
-        --init "$out/4a-rules/model" --task general --reward_model "$out/reward-model"
-    train 4d-rule-only "${rl[@]}" --steps $more_steps --eval_every 5 --init "$out/4a-rules/model" --task general
+    # the reward model alone; the rule that it stands for, alone; the pairs without a reward model
+    alone=("${rl[@]}" --eval_sets 2 --steps 40 --eval_every 5 --init "$out/4a-rules/model" --task general)
+    train 4c-reward-model-only "${alone[@]}" --reward_model "$out/reward-model"
+    train 4d-rule-only "${alone[@]}"
     python bench/faults.py "$out/reward-model"
 fi
 
@@ -61,4 +70,4 @@ python bench/table.py stages "$out"/*/
 if [ -z "${SMALL:-}" ]; then
     python bench/table.py reward_hacking "$out"/*/
 fi
-python plot.py --journey "$out"/{0-zero,1-cold-start,2-reasoning,3-sft,4a-rules,4b-all} --out "$out/journey.png"
+python bench/journey.py "$out"/{0-zero,1-cold-start,2-reasoning,3-sft,4a-rules,4b-all} --out "$out/journey.png"

@@ -1,7 +1,8 @@
 """Rejection sampling: the model's own responses to training problems, those that are good.
 
 Kept is what is right, well formed, in one language and not too long; each response to a prompt
-once. It is what the second SFT of DeepSeek-R1 is made of (arXiv 2501.12948v1, section 2.3.3).
+once. It is what the second SFT of DeepSeek-R1 is made of (arXiv 2501.12948v1, section 2.3.3), and
+with --translate a cold start from R1-Zero's responses (section 2.3.1, where people edited them).
 
     python -m stages.rejection --model DIR --task pairs --problems 512 --k 16 --out kept.jsonl
 """
@@ -9,11 +10,12 @@ once. It is what the second SFT of DeepSeek-R1 is made of (arXiv 2501.12948v1, s
 from dataclasses import dataclass
 
 import evaluate
+from data.corpus import translate
 from data.jsonl import check_output, write
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
-from rewards import END, Judge
-from start.compose import autocast, check_context, load_model, load_tokenizer
-from start.task import build_task
+from rewards import END, language_consistency
+from start.compose import autocast, check_context
+from start.task import load_for_sampling
 
 
 @dataclass(kw_only=True)
@@ -21,6 +23,7 @@ class Config(evaluate.Config):
     out: str = flag(REQUIRED, "file of JSON lines to write: prompt, response, perhaps user")
     problems: int = flag(128, "how many training problems, the first ones", at_least=1)
     max_length: int = flag(160, "longest response that is kept, in tokens", at_least=1)
+    translate: bool = flag(False, "first put words of data/corpus.py into the question's language")
 
 
 def is_good(response, max_length):
@@ -46,17 +49,19 @@ def kept_rows(problems, groups, max_length):
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        model = load_model(config.model, config)
-        tokenizer = load_tokenizer(config.model, config, model)
-        task = build_task(config, seed=0)
-        prompts = [tokenizer.prompt(problem) for problem in task.train]
+        model, tokenizer, task, judge = load_for_sampling(config)
+        problems = task.train[: config.problems]
+        prompts = [tokenizer.prompt(problem) for problem in problems]
         check_context(config.task, prompts, config.max_new_tokens, model)
         check_output(config.out, *config.task.split("+"))
-    judge = Judge(task.accuracy, tokenizer)
-    problems = task.train[: config.problems]
     settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
     with autocast(config):
         groups = evaluate.sample_and_judge(model, tokenizer, judge, problems, *settings)
+    if config.translate:
+        for problem, group in zip(problems, groups, strict=True):
+            for response in group:
+                response["text"] = translate(response["text"], problem["language"])
+                response["language"] = language_consistency(response["text"], problem["language"])
     rows = kept_rows(problems, groups, config.max_length)
     write(config.out, rows)
     print(f"wrote {len(rows)} responses to {config.out}")

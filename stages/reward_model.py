@@ -22,6 +22,7 @@ A row of the data is {"prompt": ..., "better": ..., "worse": ...}.
 
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,23 +41,32 @@ from start.compose import autocast, check_context, load_model, load_tokenizer
 
 @dataclass(kw_only=True)
 class Config(Training):
-    batch: int = flag(32, "rows per optimizer step", at_least=1)
+    batch: int = flag(32, "pairs per optimizer step", at_least=1)
+    pairs_per_microbatch: int = flag(32, "pairs that run at once", at_least=1)
     lr: float = flag(1e-3, "AdamW's learning rate (embeddings, norms, value head)")
     muon_lr: float = flag(0.01, "Muon's learning rate (matrices)")
 
 
-def scores(critic, tokenizer, problems, answers):
-    """n answers to each of N problems: answers[problem][i] -> s (N, n), fp32."""
-    n = len(answers[0])
+def to_rollout(tokenizer, problems, responses, ends, device):
+    """n responses to each of N problems, responses[problem][i], each with `ends` end tokens.
+
+    -> a Rollout of N * n rows. A <think> that the prompt opens is taken off."""
     prompts = [tokenizer.prompt(problem) for problem in problems]
-    responses = []
-    for answers_to_one in answers:
-        for answer in answers_to_one:
-            # the state before a second end token is the one after the first
-            responses.append(tokenizer.encode(answer) + [tokenizer.eos_id] * 2)
-    batch = Rollout.from_lists(prompts, responses, n, critic.head.device)
+    rows = []
+    for responses_to_one in responses:
+        for response in responses_to_one:
+            text = response.removeprefix(tokenizer.opening)
+            rows.append(tokenizer.encode(text) + [tokenizer.eos_id] * ends)
+    return Rollout.from_lists(prompts, rows, len(responses[0]), device)
+
+
+def scores(critic, tokenizer, problems, responses):
+    """n responses to each of N problems: responses[problem][i] -> s (N, n), fp32."""
+    answers = [[answer_or_all(response) for response in each] for each in responses]
+    # the state before a second end token is the one after the first
+    batch = to_rollout(tokenizer, problems, answers, 2, critic.head.device)
     values = critic.value(response_states(critic, batch))  # (N * n, T)
-    return values.gather(1, batch.lengths[:, None] - 1).view(-1, n)
+    return values.gather(1, batch.lengths[:, None] - 1).view(len(problems), -1)
 
 
 def pair_scores(critic, tokenizer, pairs):
@@ -81,8 +91,7 @@ def as_reward(folder, flags):
     tokenizer = load_tokenizer(folder, flags, critic)
 
     def judge(problem, response):
-        score = scores(critic, tokenizer, [problem], [[answer_or_all(response)]])
-        return float(score.sigmoid())
+        return float(scores(critic, tokenizer, [problem], [[response]]).sigmoid())
 
     return judge
 
@@ -93,7 +102,7 @@ def is_held_out(pair):
     return zlib.crc32(words.encode()) % 8 == 1
 
 
-def read_pairs(config, tokenizer, critic):
+def read_pairs(config, tokenizer, model):
     """-> training pairs, held-out pairs. ValueError if an answer does not fit into the context."""
     pairs = read(config.data, ("prompt", "better", "worse"))
     train = [pair for pair in pairs if not is_held_out(pair)]
@@ -103,18 +112,42 @@ def read_pairs(config, tokenizer, critic):
     answers = [pair[side] for pair in pairs for side in ("better", "worse")]
     longest = max(len(tokenizer.encode(answer)) for answer in answers)
     prompts = [tokenizer.prompt(pair) for pair in pairs]
-    check_context(config.data, prompts, longest + 2, critic)
+    check_context(config.data, prompts, longest + 2, model)
     return train, test
 
 
-@torch.no_grad()
-def finish(critic, tokenizer, train, test):
-    """Takes the constant off the scores -> share of the held-out pairs that are told right."""
-    critic.value_head.bias -= pair_scores(critic, tokenizer, train[:256]).mean()
-    right = 0
-    for i in range(0, len(test), 256):
-        right += int((margins(critic, tokenizer, test[i : i + 256]) > 0).sum())
-    return right / len(test)
+def fit_pairs(config, model, tokenizer, train, test, margins_of):
+    """Trains `model` by (2), and writes what it says of the held-out pairs into eval.csv.
+
+    margins_of(pairs) -> s(better) - s(worse) of each, (N,)."""
+
+    def in_parts(pairs):
+        n = config.pairs_per_microbatch
+        return [pairs[i : i + n] for i in range(0, len(pairs), n)]
+
+    def loss(chosen):
+        parts = []
+        for pairs in in_parts(chosen):
+            with autocast(config):
+                margin = margins_of(pairs)
+            nll = -F.logsigmoid(margin).sum() / len(chosen)  # (1), (2)
+            nll.backward()
+            parts.append(margin.detach())
+        return summary(torch.cat(parts))
+
+    print(f"{len(test)} pairs are held out")
+    fit(config, model, tokenizer, train, loss)
+    with torch.no_grad(), autocast(config):
+        metrics = summary(torch.cat([margins_of(pairs) for pairs in in_parts(test)]))
+    Log(f"{config.out}/eval.csv").write_row({"set": "held-out pairs"} | metrics)
+    print(f"held-out pairs: {metrics['accuracy']:.3f} right")
+
+
+def summary(margin):
+    """s(better) - s(worse) of pairs (N,) -> means: (2), how many are told right, the margin."""
+    right = (margin > 0).float()
+    means = {"nll": -F.logsigmoid(margin).mean(), "accuracy": right.mean(), "margin": margin.mean()}
+    return {name: mean.item() for name, mean in means.items()}
 
 
 def main(argv=None):
@@ -124,20 +157,12 @@ def main(argv=None):
         critic = Critic(load_model(config.init, config))
         tokenizer = load_tokenizer(config.init, config, critic)
         train, test = read_pairs(config, tokenizer, critic)
-    print(f"{len(test)} pairs are held out")
 
-    def loss(chosen):
-        with autocast(config):
-            margin = margins(critic, tokenizer, chosen)
-        mean = -F.logsigmoid(margin).mean()  # (1), (2)
-        mean.backward()
-        return {"nll": mean.item(), "accuracy": (margin > 0).float().mean().item()}
-
-    fit(config, critic, tokenizer, train, loss)
-    accuracy = finish(critic, tokenizer, train, test)
-    Log(f"{config.out}/eval.csv").write_row({"set": "held-out pairs", "accuracy": accuracy})
+    fit_pairs(config, critic, tokenizer, train, test, partial(margins, critic, tokenizer))
+    with torch.no_grad():  # the constant
+        critic.value_head.bias -= pair_scores(critic, tokenizer, train[:256]).mean()
     checkpoint.save(critic, config.out)
-    print(f"held-out pairs: {accuracy:.3f} right; wrote {config.out}")
+    print(f"wrote {config.out}")
 
 
 if __name__ == "__main__":

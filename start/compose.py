@@ -29,7 +29,9 @@ class ModelFlags:
 def load_model(folder, flags, weights=True):
     """The model of a checkpoint folder: the one place that a module of your own replaces."""
     torch.manual_seed(flags.seed)  # of random weights
-    return GPT.load(folder, weights).to(flags.device)
+    model = GPT.load(folder, weights).to(flags.device)
+    model.folder = folder
+    return model
 
 
 def load_tokenizer(folder, flags, model):

@@ -50,6 +50,7 @@ def estimate(nets, config, group_size, prompt_columns):
     parameters = [p for net in networks for p in net.parameters()]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
+    frozen += config.lag * sum(p.numel() for p in nets.policy.parameters())
     B, T = config.prompts_per_step, config.max_new_tokens
     responses = config.prompts_sampled * group_size
     prompts = responses

@@ -1,6 +1,7 @@
 """How a run starts, goes on from its checkpoint, and stops."""
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import os
@@ -12,7 +13,6 @@ from plumbing.flags import fill, parse
 from plumbing.run_folder import RunFolder, describe, read_state, restore, save_state
 from start.compose import load_model
 
-MAX_RESPONSES = 1_000_000  # of a step
 STATE = ("flags", "step", "nets", "optimizer", "before", "sizes")
 
 # flags that may differ when a run goes on
@@ -61,10 +61,6 @@ def parse_run(argv, doc, config_class):
         if flag in unread:
             raise ValueError(f"--{flag} is not read by --algo {name} with its other flags")
     config = fill(config_class, flags)
-    responses = config.prompts_sampled * hp.group_size
-    if responses > MAX_RESPONSES:
-        counts = f"{responses:,} responses a step, at most {MAX_RESPONSES:,}"
-        raise ValueError(f"--group_size {hp.group_size}: {counts}")
     return config, hp, algo, state
 
 
@@ -99,6 +95,7 @@ def save_checkpoint(run):
         "flags": asdict(run.config) | asdict(run.hp),
         "step": run.step,
         "nets": {name: net.state_dict() for name, net in networks_of(run).items()},
+        "past": [policy.state_dict() for policy in run.past],
         "optimizer": run.optimizer.state_dict(),
         "before": run.before,
         "sizes": run.folder.sizes(),
@@ -124,6 +121,9 @@ def open_run(run, state):
         saved = [(run.optimizer, state["optimizer"])]
         for name, net in networks_of(run).items():
             saved.append((net, state["nets"].get(name, {})))
+        for weights in state.get("past", []):
+            run.past.append(copy.deepcopy(run.nets.policy))
+            saved.append((run.past[-1], weights))
         restore(f"{run.config.out}/state.pt", run.config.init, saved)
     run.folder = RunFolder(run.config.out, sizes, inputs)
     describe(run.config.out, asdict(run.config) | asdict(run.hp))

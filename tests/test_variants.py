@@ -1,6 +1,7 @@
 """Each published variant against its formula, written out response by response in float64."""
 
 import itertools
+import math
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -84,8 +85,10 @@ def advantage_by_the_paper(name, i, rewards):
     """The A of response i, in the docstring of variants.py."""
     first = i // G * G
     group = rewards[first : first + G]
-    if name == "dr_grpo":
+    if name in ("dr_grpo", "v32"):
         return rewards[i] - group.mean()
+    if name == "maxrl":
+        return (rewards[i] - group.mean()) / group.mean() if group.mean() > 0 else 0.0
     if name == "rloo":
         others = [rewards[j] for j in range(first, first + G) if j != i]
         return rewards[i] - sum(others) / (G - 1)
@@ -108,6 +111,13 @@ def response_by_the_paper(name, A, r, d, logp, kl_coef, tokens):
         return clipped(r.prod() ** (1 / len(r)), A, 3e-4, 4e-4) / N
     if name == "cispo":
         return (r.clamp(max=5.0).detach() * A * logp).sum() / tokens
+    if name == "v32":
+        M = 0 if A < 0 and -r.log().mean() > 0.2 else 1
+        return (clipped(r, A, 0.2, 0.2) * M - kl_coef * r * k3(d)).mean() / N
+    if name == "tis":
+        return (r.clamp(max=2.0).detach() * A * logp).mean() / N
+    if name == "maxrl":
+        return clipped(r, A, 0.2, 0.2).mean() / N
     return (r.detach() * A * logp).sum() / 10 / N  # rloo, reinforce; off-policy: weighted
 
 
@@ -207,7 +217,9 @@ UNREAD = [
     ("rloo", "clip_high", 0.1),
     ("custom", "constant", 5),
     ("dapo", "constant", 5),
-    ("dapo", "kl", "k2"),
+    ("dapo", "kl", "rk3"),
+    ("tis", "clip_low", 0.1),
+    ("v32", "cap", 3.0),
     ("dapo", "ref_every", 10),
 ]
 
@@ -219,7 +231,8 @@ def test_a_flag_that_a_variant_does_not_read_is_refused(name, flag, value):
         parse_run(argv, "", train.Config)
 
 
-READ = [("cispo", "cap", 3.0), ("dapo", "clip_low", 0.1), ("dr_grpo", "constant", 5)]
+READ = [("cispo", "cap", 3.0), ("tis", "cap", 3.0), ("dapo", "clip_low", 0.1)]
+READ += [("dr_grpo", "constant", 5), ("v32", "kl", "k3")]
 
 
 @pytest.mark.parametrize("name, flag, value", READ)
@@ -257,13 +270,38 @@ def test_without_scale_by_hand():
     assert A.tolist() == [0.5, -0.5, -0.5, 0.5]
 
 
-def test_batch_scale_is_the_rms_over_all_known():
-    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 2.0, 6.0, NAN, NAN])
-    rms = ((2 * 0.25 + 0 + 2 * 4) / 6) ** 0.5
-    want = torch.tensor([0.5, -0.5, 0, 0, -2, 2, 0, 0]) / rms
-    assert torch.allclose(group_advantages(rewards, 2, "group", "batch"), want)
-    unknown = torch.tensor([NAN] * 4)
-    assert group_advantages(unknown, 4, "group", "batch").eq(0).all()
+@pytest.mark.parametrize(
+    "rewards, by_hand",
+    [
+        ([1, 0, 0, 0], [3, -1, -1, -1]),  # one in four: the mean is 1/4
+        ([1, 1, 1, 0], [1 / 3, 1 / 3, 1 / 3, -1]),
+        ([2, NAN, 0, NAN], [1, 0, -1, 0]),  # the mean of what is known
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+        ([1, -1, 0, 0], [0, 0, 0, 0]),  # a mean of 0
+        ([1, -3, 0, 0], [0, 0, 0, 0]),  # below 0: the sign would turn
+    ],
+)
+def test_maxrl_divides_by_the_mean(rewards, by_hand):
+    A = group_advantages(torch.tensor(rewards, **F64), 4, "group", "mean")
+    assert A.tolist() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("N", [2, 3, 6])
+def test_maxrl_climbs_pass_at_1_to_n_minus_1(N):
+    """The expected gradient of maxrl is that of sum_k pass@k / k for k below N (Tajwar et al.).
+
+    A policy of one decision, right with probability p: every group of N is summed over."""
+    logit = torch.tensor(-1.2, requires_grad=True, **F64)
+    p = logit.sigmoid()
+    expected = 0.0
+    for group in itertools.product((0.0, 1.0), repeat=N):
+        A = group_advantages(torch.tensor(group, **F64), N, "group", "mean")
+        logp = torch.stack([p.log() if right else (1 - p).log() for right in group])
+        expected = expected + logp.detach().sum().exp() * (A * logp).mean()
+    (ours,) = torch.autograd.grad(expected, logit, retain_graph=True)
+    pass_at = sum((1 - (1 - p) ** k) / k for k in range(1, N))
+    (theirs,) = torch.autograd.grad(pass_at, logit)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("scale", variants.SCALES)
@@ -314,6 +352,84 @@ def test_gspo_clips_whole_responses(ratios, cut):
     assert logp.grad.eq(0).all() == cut
 
 
+MASKED = [
+    # A, log ratios of a response of two tokens, is it left out at a threshold of 0.2?
+    (-1.0, [-0.5, 0.0], True),  # mean -0.25
+    (-1.0, [-0.3, 0.0], False),  # mean -0.15
+    (-1.0, [-0.9, 0.9], False),  # one token far out, but they cancel
+    (-1.0, [0.5, 0.5], False),  # more probable than it was
+    (+1.0, [-0.5, -0.5], False),  # what is learned from is kept
+]
+
+
+@pytest.mark.parametrize("A, log_ratios, left_out", MASKED)
+def test_v32_leaves_out_responses_that_have_become_improbable(A, log_ratios, left_out):
+    """All of their tokens, but not their KL; they count as clipped. A threshold d masks where A < 0
+    and the geometric mean of the ratios is below e^-d."""
+    logp = torch.tensor([[*log_ratios, NAN]], requires_grad=True, **F64)
+    old, ref = torch.zeros(1, 3, **F64), torch.tensor([[0.3, -0.4, NAN]], **F64)
+    mask = torch.tensor([[True, True, False]])
+    advantages = torch.full((1, 3), A, **F64)
+    ratios = logp[0, :2].detach().exp()
+    assert left_out == (A < 0 and ratios.prod().sqrt().item() < math.exp(-0.2))
+
+    hp = config("v32", kl_coef=0.5, clip_low=9.0, clip_high=9.0)
+    J, metrics = variants.objective(logp, old, advantages, mask, hp, ref)
+    price = 0.5 * ratios * k3(logp[0, :2].detach() - ref[0, :2])
+    surrogate = 0.0 if left_out else A * ratios
+    assert J[0, :2].tolist() == pytest.approx((surrogate - price).tolist())
+    assert metrics["clip_low"] == (2 if left_out else 0)
+
+    logp.grad = None
+    J, _ = variants.objective(logp, old, advantages, mask, hp)
+    J.sum().backward()
+    assert logp.grad[0, :2].tolist() == pytest.approx([0, 0] if left_out else (A * ratios).tolist())
+
+
+# --- The sampler is not the trainer ------------------------------------------------------------
+
+
+def loss_of(name, gap, lag=0, **changes):
+    """The gradient of log pi, of one update whose sampler gave each token e^-gap of its pi."""
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), **F64)
+    logprobs = logits.log_softmax(-1)[..., 0].requires_grad_()
+    batch = SimpleNamespace(
+        response_mask=torch.ones(2, 3, dtype=torch.bool),
+        old_logprobs=logprobs.detach() - gap,
+        ref_logprobs=None,
+        advantages=torch.tensor([[2.0], [-1.0]], **F64).expand(2, 3),
+        weights=torch.ones(2, 3, **F64),
+        lag=lag,
+    )
+    hp = config(name, minibatches=1, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(variants, "response_logprobs", lambda policy, batch: (logprobs, 0 * logprobs))
+        loss, _ = variants.loss(SimpleNamespace(policy=None), batch, hp)
+    loss.backward()
+    return -logprobs.grad / batch.advantages
+
+
+GAP = torch.tensor([[0.0, 0.1, 1.0], [-0.1, -1.0, 3.0]], **F64)  # log pi / pi_sampler
+TRUNCATED = GAP.exp().clamp(max=2.0)
+
+
+@pytest.mark.parametrize("name", ["custom", "cispo", "maxrl"])
+def test_at_one_update_the_ratio_is_1(name):
+    assert torch.equal(loss_of(name, GAP), torch.ones(2, 3, **F64))
+
+
+def test_tis_weighs_a_token_by_the_sampler_at_one_update_too():
+    """sg(min(pi / pi_sampler, 2)) A grad log pi: the gap counts. It is the paper's formula where
+    its pi_old is pi."""
+    assert PRESETS["tis"]["minibatches"] == 1
+    assert torch.allclose(loss_of("tis", GAP), TRUNCATED)
+
+
+def test_with_lag_the_ratio_counts_at_one_update():
+    assert torch.allclose(loss_of("cispo", GAP, lag=3, cap=2.0), TRUNCATED)
+    assert torch.allclose(loss_of("tis", GAP, lag=3), TRUNCATED)
+
+
 # --- KL: which gradient does each estimator have? ---------------------------------------------
 # The vocabulary is small enough to sum over: an expectation over sampled tokens is exact.
 
@@ -354,8 +470,7 @@ def test_kl_values_in_expectation(policies):
     def mean(kind):
         return (pi.exp() * kl_estimate(pi - ref, kind)).sum()
 
-    assert torch.allclose(mean("k1"), kl(pi, ref)) and torch.allclose(mean("k3"), kl(pi, ref))
-    assert not torch.allclose(mean("k2"), kl(pi, ref), rtol=1e-2)  # biased
+    assert torch.allclose(mean("k3"), kl(pi, ref))
     assert kl_estimate(torch.tensor(1.0)).item() == pytest.approx(1 / 2.718281828 + 1 - 1)
     assert kl_estimate(torch.tensor(1.0), "reward") == 0
 
@@ -365,20 +480,16 @@ def test_kl_gradients_on_policy(policies):
     pi = logits.log_softmax(-1)
     forward = gradient(lambda p: kl(p, ref), logits)
     reverse = gradient(lambda p: kl(ref, p), logits)
-    expected = {
-        kind: expected_gradient(kind, logits, ref, pi) for kind in ("k1", "k2", "k3", "rk3")
-    }
-    assert torch.allclose(expected["k2"], forward) and torch.allclose(expected["rk3"], forward)
-    assert torch.allclose(expected["k3"], reverse)
+    assert torch.allclose(expected_gradient("rk3", logits, ref, pi), forward)
+    assert torch.allclose(expected_gradient("k3", logits, ref, pi), reverse)
     assert not torch.allclose(reverse, forward, rtol=0.1)
-    assert expected["k1"].abs().max() < 1e-12  # nothing but noise
 
 
 def test_only_ratio_k3_is_right_off_policy(policies):
     logits, ref, behaviour = policies
     forward = gradient(lambda p: kl(p, ref), logits)
     assert torch.allclose(expected_gradient("rk3", logits, ref, behaviour), forward)
-    assert not torch.allclose(expected_gradient("k2", logits, ref, behaviour), forward, rtol=0.1)
+    assert not torch.allclose(expected_gradient("k3", logits, ref, behaviour), forward, rtol=0.1)
 
 
 @pytest.mark.parametrize("kind", variants.KL_ESTIMATORS)
@@ -392,6 +503,6 @@ def test_the_kl_that_is_paid_is_the_one_chosen(kind, pool_kl):
     hp = variants.Config(kl=kind, kl_coef=0.1, ratio="product", pool_kl=pool_kl)
     J, metrics = variants.objective(logp, old, ones, ones.bool(), hp, logp - d)
     paid = torch.tensor([[-0.5, -0.5]], **F64) if pool_kl else d
-    by_hand = {"k1": paid, "k2": paid**2 / 2, "k3": k3(paid), "rk3": k3(paid), "reward": 0 * paid}
+    by_hand = {"k3": k3(paid), "rk3": k3(paid), "reward": 0 * paid}
     assert torch.allclose(J, 1 - 0.1 * by_hand[kind])  # the product of the ratios is 1
     assert torch.allclose(metrics["kl"], k3(d).sum())  # the same column whatever is paid

