@@ -188,11 +188,25 @@ MUTANTS = [
         ("test_r1", "preference_and_is"),
     ),
     (
-        "the last token",
+        "the end token of an answer",
         "stages/reward_model.py",
-        "batch.lengths[:, None] - 1",
-        "batch.lengths[:, None] - 2",
+        "answers, 2, critic.head.device",
+        "answers, 1, critic.head.device",
         ("test_r1", "score"),
+    ),
+    (
+        "the reference of DPO",
+        "stages/dpo.py",
+        "response_logprobs(reference, batch)",
+        "response_logprobs(policy, batch)",
+        ("test_dpo", "equation_7"),
+    ),
+    (
+        "the mean of preference pairs",
+        "stages/reward_model.py",
+        "/ len(chosen)",
+        "/ len(pairs)",
+        ("test_dpo", "equation_7"),
     ),
     (
         "rejection",

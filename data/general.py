@@ -107,6 +107,12 @@ def author(rng, problem):
     return " ".join(words)
 
 
+def with_plan(problem, answer):
+    """The answer in R1's format, after thinking about what was asked for."""
+    plan = "".join(f"{n} {topic}\n" for topic, n in problem["asked"].items())
+    return f"<think>\n{plan}</think>\n<answer>{answer}</answer>"
+
+
 def pairs(rng, wrong=0.05):
     """Endless preference pairs of two answers; `wrong` of them are labelled the wrong way round."""
     problems, _ = requests()
@@ -117,6 +123,7 @@ def pairs(rng, wrong=0.05):
         if faults(problem, better) < faults(problem, worse):
             if rng.random() < wrong:
                 better, worse = worse, better
+            better, worse = with_plan(problem, better), with_plan(problem, worse)
             yield {"prompt": problem["prompt"], "better": better, "worse": worse}
 
 
@@ -128,8 +135,7 @@ def corpus(rng, problems, tagged=0.6, best_of=1):
         answers = [author(rng, problem) for _ in range(best_of)]
         response = min(answers, key=lambda answer: faults(problem, answer))
         if in_tags:
-            plan = "".join(f"{n} {topic}\n" for topic, n in problem["asked"].items())
-            response = f"<think>\n{plan}</think>\n<answer>{response}</answer>"
+            response = with_plan(problem, response)
         yield {"prompt": problem["prompt"], "response": response}
 
 

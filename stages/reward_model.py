@@ -1,15 +1,16 @@
-"""A reward model for what no rule can judge: a Critic, read at the last token.
+"""A reward model for what no rule can judge: a Critic, summed over the tokens of an answer.
 
 It is trained on pairs of answers of which one was preferred.
 
     P(better over worse) = sigmoid(s(better) - s(worse))     Bradley and Terry 1952            (1)
     L = -mean over pairs of log P(better over worse)         eq. 1 of arXiv 2203.02155         (2)
 
-s(prompt, answer) is the value of the state after the end token. It reads the answer and not the
-thinking, as DeepSeek-R1's reward model of helpfulness does (arXiv 2501.12948v1, section 2.3.4).
-Pairs determine s only up to a number for each prompt. One constant is taken off, so that the
-answers of 256 training pairs have mean 0; the reward sigmoid(s) is the chance (1) against an answer
-of score 0.
+s(prompt, answer) is the sum of the critic's values after each token of the answer, so that a fault
+can cost where it stands. Read at the last token alone, as is usual, s learned far more slowly. It
+reads the answer and not the thinking, as DeepSeek-R1's reward model of helpfulness does (arXiv
+2501.12948v1, section 2.3.4). Pairs determine s only up to a number for each prompt. One constant is
+taken off, so that the answers of 256 training pairs have mean 0; the reward sigmoid(s) is the chance
+(1) against an answer of score 0.
 
 A policy finds what the model likes and people do not. Hence the reward is bounded, the R1 paper
 lets it in only for the last part of the last stage, and held-out requests are judged by the rule as
@@ -65,8 +66,10 @@ def scores(critic, tokenizer, problems, responses):
     answers = [[answer_or_all(response) for response in each] for each in responses]
     # the state before a second end token is the one after the first
     batch = to_rollout(tokenizer, problems, answers, 2, critic.head.device)
-    values = critic.value(response_states(critic, batch))  # (N * n, T)
-    return values.gather(1, batch.lengths[:, None] - 1).view(len(problems), -1)
+    bias = critic.value_head.bias  # counts once, not for each token
+    values = critic.value(response_states(critic, batch)) - bias  # (N * n, T)
+    s = (values * batch.response_mask).sum(1) + bias
+    return s.view(len(problems), -1)
 
 
 def pair_scores(critic, tokenizer, pairs):

@@ -170,7 +170,9 @@ def test_pairs_are_mislabelled_one_time_in_twenty():
     wrong = 0
     for pair in drawn:
         request = requests[pair["prompt"]]
-        wrong += general.faults(request, pair["better"]) > general.faults(request, pair["worse"])
+        better, worse = (rewards.extract_answer(pair[side]) for side in ("better", "worse"))
+        wrong += general.faults(request, better) > general.faults(request, worse)
+        assert rewards.format_reward(pair["better"]) == rewards.format_reward(pair["worse"]) == 1
     assert 60 <= wrong <= 140
 
 
@@ -471,10 +473,11 @@ def critic_with_opinions():
     torch.manual_seed(0)
     critic = Critic(GPT.load("data/base"))
     torch.nn.init.normal_(critic.value_head.weight)
+    critic.value_head.bias.data.fill_(2.0)
     return critic
 
 
-def test_a_score_is_the_value_after_the_end_token_whatever_else_is_in_the_batch():
+def test_a_score_is_the_sum_of_the_values_after_each_token_whatever_else_is_in_the_batch():
     critic = critic_with_opinions()
     tokenizer = Tokenizer.load("data/base")
     problems = [REQUEST, {"prompt": "User: hello\nAssistant:"}, REQUEST]
@@ -483,9 +486,11 @@ def test_a_score_is_the_value_after_the_end_token_whatever_else_is_in_the_batch(
     assert together.shape == (3, 2)
     for i, problem in enumerate(problems):
         for j, answer in enumerate(answers[i]):
-            ids = tokenizer.prompt(problem) + tokenizer.encode(answer) + [tokenizer.eos_id]
-            alone = critic.value(critic(torch.tensor([ids])))[0, -1]
-            assert torch.allclose(alone, together[i, j], atol=1e-4)
+            prompt = tokenizer.prompt(problem)
+            ids = prompt + tokenizer.encode(answer) + [tokenizer.eos_id]
+            states = critic(torch.tensor([ids]))[0, len(prompt) - 1 :]
+            alone = (states @ critic.value_head.weight[0]).sum() + critic.value_head.bias
+            assert torch.allclose(alone, together[i, j], atol=1e-3)
     pairs_of_answers = []
     for problem, (better, worse) in zip(problems, answers, strict=True):
         pairs_of_answers.append(problem | {"better": better, "worse": worse})
