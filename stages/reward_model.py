@@ -9,8 +9,8 @@ s(prompt, answer) is the sum of the critic's values after each token of the answ
 can cost where it stands. Read at the last token alone, as is usual, s learned far more slowly. It
 reads the answer and not the thinking, as DeepSeek-R1's reward model of helpfulness does (arXiv
 2501.12948v1, section 2.3.4). Pairs determine s only up to a number for each prompt. One constant is
-taken off, so that the answers of 256 training pairs have mean 0; the reward sigmoid(s) is the chance
-(1) against an answer of score 0.
+taken off, so that the answers of 256 training pairs have mean 0; the reward sigmoid(s) is the
+chance (1) against an answer of score 0.
 
 A policy finds what the model likes and people do not. Hence the reward is bounded, the R1 paper
 lets it in only for the last part of the last stage, and held-out requests are judged by the rule as
