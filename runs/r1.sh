@@ -13,9 +13,9 @@ seed=${2:-0}
 base=data/base
 . runs/stages.sh
 
-traces=400 steps=40 problems=512 documents=1500 pairs=60000 rule_steps=30 all_steps=10
+traces=400 steps=40 problems=512 documents=1500 pairs=30000 requests=400 rule_steps=30 all_steps=10
 if [ -n "${SMALL:-}" ]; then
-    traces=16 steps=1 problems=2 documents=16 pairs=64 rule_steps=1 all_steps=1
+    traces=16 steps=1 problems=2 documents=16 pairs=64 requests=2 rule_steps=1 all_steps=1
 fi
 # As in the paper: the share of the language is added without a weight, and stage 4 samples at 0.7.
 language=(--language_weight 1)
@@ -40,9 +40,12 @@ cat "$out"/3-sft/{kept,general}.jsonl > "$out/3-sft/data.jsonl"
 tune 3-sft "${tune[@]}" --data "$out/3-sft/data.jsonl" --init $base --epochs 2
 
 heading "4. RL for all scenarios: rules first, then rules and a reward model in the last quarter of the steps"
-# The reward model learns from pairs of answers which one is preferred. It judges the general task, and only in
-# the last part, as in R1: a policy that is trained on it for long exploits it.
-make reward-model/pairs.jsonl python -m data.general pairs $pairs
+# The reward model learns which of two answers is preferred, from pairs of authors' answers and of the model's own.
+# It judges the general task, and only in the last part, as in R1: a policy that is trained on it for long exploits it.
+make reward-model/authors.jsonl python -m data.general pairs $pairs
+make reward-model/own.jsonl python -m stages.rejection --model "$out/3-sft" --task general --pairs \
+    --problems $requests --seed "$seed" "${judge[@]}" --k 64 --out
+cat "$out"/reward-model/{authors,own}.jsonl > "$out/reward-model/pairs.jsonl"
 stage "-m stages.reward_model" reward-model --data "$out/reward-model/pairs.jsonl" --init $base
 train 4a-rules "${rl[@]}" "${last[@]}" --steps $rule_steps --init "$out/3-sft"
 train 4b-all "${rl[@]}" "${last[@]}" --steps $all_steps --init "$out/4a-rules/model" \
@@ -57,7 +60,10 @@ if [ -z "${SMALL:-}" ]; then
     tune 1b-cold-start-zero "${tune[@]}" --data "$out/1b-cold-start-zero/data.jsonl" --init $base --epochs 3
     # no language reward
     train 2b-no-language "${rl[@]}" --steps $steps --init "$out/1-cold-start"
-    # the reward model alone; the rule that it stands for, alone; the pairs without a reward model
+    # the same pairs without a reward model
+    stage "-m stages.dpo" 4e-dpo --data "$out/reward-model/pairs.jsonl" --init "$out/4a-rules/model" \
+        --seed "$seed" --steps 500 --lr 3e-4 --muon_lr 1.5e-3
+    # the reward model alone; the rule that it stands for, alone
     alone=("${rl[@]}" --eval_sets 2 --steps 40 --eval_every 5 --init "$out/4a-rules/model" --task general)
     train 4c-reward-model-only "${alone[@]}" --reward_model "$out/reward-model"
     train 4d-rule-only "${alone[@]}"

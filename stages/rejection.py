@@ -5,8 +5,10 @@ once. It is what the second SFT of DeepSeek-R1 is made of (arXiv 2501.12948v1, s
 with --translate a cold start from R1-Zero's responses (section 2.3.1, where people edited them).
 
     python -m stages.rejection --model DIR --task pairs --problems 512 --k 16 --out kept.jsonl
+    python -m stages.rejection --model DIR --task general --pairs --k 64 --out pairs.jsonl
 """
 
+import random
 from dataclasses import dataclass
 
 import evaluate
@@ -23,6 +25,7 @@ class Config(evaluate.Config):
     out: str = flag(REQUIRED, "file of JSON lines to write: prompt, response, perhaps user")
     problems: int = flag(128, "how many training problems, the first ones", at_least=1)
     max_length: int = flag(160, "longest response that is kept, in tokens", at_least=1)
+    pairs: bool = flag(False, "keep pairs of a better and a worse response instead")
     translate: bool = flag(False, "first put words of data/corpus.py into the question's language")
 
 
@@ -46,6 +49,23 @@ def kept_rows(problems, groups, max_length):
     return list(rows.values())
 
 
+def preference_pairs(problems, groups, seed):
+    """Two responses each that the judge tells apart -> rows for a reward model or DPO.
+
+    For a task with a graded reward. Each response is in one pair at most; both are well formed."""
+    rng = random.Random(seed)
+    rows = []
+    for problem, group in zip(problems, groups, strict=True):
+        group = [response for response in group if response["format"] == 1]
+        rng.shuffle(group)
+        for a, b in zip(group[::2], group[1::2], strict=False):
+            better, worse = sorted((a, b), key=lambda response: -response["accuracy"])
+            if better["accuracy"] > worse["accuracy"]:
+                texts = [response["text"].removesuffix(END) for response in (better, worse)]
+                rows.append({"prompt": problem["prompt"], "better": texts[0], "worse": texts[1]})
+    return rows
+
+
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
@@ -62,9 +82,12 @@ def main(argv=None):
             for response in group:
                 response["text"] = translate(response["text"], problem["language"])
                 response["language"] = language_consistency(response["text"], problem["language"])
-    rows = kept_rows(problems, groups, config.max_length)
+    if config.pairs:
+        rows = preference_pairs(problems, groups, config.seed)
+    else:
+        rows = kept_rows(problems, groups, config.max_length)
     write(config.out, rows)
-    print(f"wrote {len(rows)} responses to {config.out}")
+    print(f"wrote {len(rows)} rows to {config.out}")
 
 
 if __name__ == "__main__":
