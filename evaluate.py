@@ -54,13 +54,11 @@ def mean_interval(values):
     """The mean of `values` and half the width of its 95% interval (normal approximation).
 
     NaN takes no part. ([], or nothing but NaN) -> NaN, NaN"""
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return math.nan, math.nan
-    mean = sum(values) / len(values)
-    squares = sum((value - mean) ** 2 for value in values)
-    variance = squares / max(1, len(values) - 1)
-    return mean, 1.96 * math.sqrt(variance / len(values))
+    x = torch.tensor(values, dtype=torch.float64)
+    x = x[~x.isnan()]
+    if len(x) < 2:
+        return float(x.mean()), 0.0 if len(x) else math.nan
+    return float(x.mean()), 1.96 * float(x.std()) / math.sqrt(len(x))
 
 
 def judge_all(judge, problems, rollout):
@@ -91,12 +89,6 @@ def sample_and_judge(model, tokenizer, judge, problems, k, max_new_tokens, tempe
     return groups
 
 
-def pass_at_all(group):
-    """pass@n of a group of n."""
-    right = sum(response["accuracy"] == 1 for response in group)
-    return pass_at_k(len(group), right, len(group))
-
-
 def vote(group):
     """Accuracy of the most frequent answer of a group; 0 where there is no answer."""
     answers = [extract_answer(response["text"]) for response in group]
@@ -124,7 +116,7 @@ def evaluate(model, tokenizer, judge, problems, k=16, max_new_tokens=320, temper
     per_problem = {
         "accuracy": means(judged, "accuracy"),
         "pass@1": means(ungraded, "accuracy"),
-        f"pass@{k}": [pass_at_all(group) for group in ungraded],
+        f"pass@{k}": [max(response["accuracy"] for response in group) for group in ungraded],
         f"cons@{k}": [vote(group) for group in ungraded],
         "greedy": means(greedy, "accuracy"),
     }

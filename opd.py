@@ -53,10 +53,12 @@ class Config:
 
 def check_same_tokenizer(folder, other):
     """ValueError if two checkpoint folders have different tokenizers."""
-    for name in ("tokenizer.tiktoken", "tokenizer.json"):
-        sums = [list(checksums([f"{path}/{name}"]).values()) for path in (folder, other)]
-        if sums[0] != sums[1]:
-            raise ValueError(f"{folder} has another {name} than {other}")
+    names = ("tokenizer.tiktoken", "tokenizer.json")
+    theirs, ours = (
+        [*checksums(f"{at}/{name}" for name in names).values()] for at in (folder, other)
+    )
+    if theirs != ours:
+        raise ValueError(f"{folder} has another tokenizer than {other}")
 
 
 def networks(policy, hp):

@@ -275,7 +275,8 @@ def train_step(run, step):
     means = torch.tensor(values, dtype=torch.float64).nanmean(0)
     row |= zip(JUDGE_COLUMNS, means.tolist(), strict=True)
     row["reward_errors"] = run.judge.errors - errors
-    row |= group_metrics(rollout, judged, run.hp.group_size) | metrics
+    row["zero_groups"] = zero_groups(rollout, run.hp.group_size)
+    row |= metrics
     row["responses"] = run.config.prompts_sampled * run.hp.group_size
     row["seconds"] = time.time() - began
     row["sample_seconds"] = sample_seconds
@@ -285,14 +286,9 @@ def train_step(run, step):
     return row
 
 
-def group_metrics(rollout, judged, group_size):
-    """Share of groups without a signal, and of those that are all right (NaN: a graded reward)."""
-    equal = ~rewards_differ(rollout.rewards.view(-1, group_size))
-    accuracy = torch.tensor([facts["accuracy"] for facts in judged]).view(-1, group_size)
-    right = (accuracy == 1).all(1).float().mean()
-    graded = (accuracy != 0) & (accuracy != 1) & ~accuracy.isnan()
-    all_right = math.nan if graded.any() else float(right)
-    return {"zero_groups": float(equal.float().mean()), "all_right": all_right}
+def zero_groups(rollout, group_size):
+    """Share of the groups whose rewards are all equal: they have no signal."""
+    return 1 - float(rewards_differ(rollout.rewards.view(-1, group_size)).float().mean())
 
 
 # --- A run ------------------------------------------------------------------------------------

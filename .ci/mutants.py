@@ -204,8 +204,8 @@ MUTANTS = [
     (
         "the mean of preference pairs",
         "stages/reward_model.py",
-        "/ len(chosen)",
-        "/ len(pairs)",
+        "margin).mean()  # (1), (2)",
+        "margin).sum()  # (1), (2)",
         ("test_dpo", "equation_7"),
     ),
     (

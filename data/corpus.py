@@ -13,7 +13,6 @@ verdicts; careful and sloppy authors; two languages and a mix of both; with and 
 
 import math
 import random
-import re
 
 from data import general
 from data.jsonl import generate
@@ -41,14 +40,6 @@ def speaker(rng, asked, mixed):
         return WORDS[rng.choice(spoken)][word]
 
     return say
-
-
-def translate(text, language):
-    """Each word of the corpus that is of the other language becomes one of `language`."""
-    other = "es" if language == "en" else "en"
-    for word, foreign in WORDS[other].items():
-        text = re.sub(rf"\b{foreign}\b", WORDS[language][word], text)
-    return text
 
 
 def slip(rng, value, rate):

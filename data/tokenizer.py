@@ -4,7 +4,7 @@
 
 PATTERN splits a text before pairs are merged. It keeps numbers of up to three digits apart from
 spaces (a number is the same token in the prompt and in the answer), and joins a word or a tag with
-the space or line end around it. data/learn_tokenizer.py makes such a table; public tokenizers are
+the space or line end around it. bench/learn_tokenizer.py makes such a table; public tokenizers are
 in public/tokenizer.py.
 """
 

@@ -101,8 +101,6 @@ def gpt_arguments(entries):
         if entries.get(name, value) != value:
             raise ValueError(f"{name} {entries[name]!r} is not known here, only {value!r}")
     arguments = {ours: checked(entries, public) for ours, public in PUBLIC_NAMES.items()}
-    if heads % arguments["n_kv_head"] != 0:
-        raise ValueError(f"num_attention_heads {heads}: not a multiple of num_key_value_heads")
     arguments["rope_scaling"] = rope_scaling(rope)
     arguments["qkv_bias"] = family == "qwen2"
     arguments["qk_norm"] = family == "qwen3"

@@ -14,7 +14,7 @@ heading "1. The corpus: 440,000 documents"
 make corpus.jsonl python -m data.corpus corpus 440000
 
 heading "2. The tokenizer: byte pairs of that corpus"
-python -m data.learn_tokenizer "$out/corpus.jsonl" "$out"
+python -m bench.learn_tokenizer "$out/corpus.jsonl" "$out"
 
 heading "3. Next-token training: two passes, from random weights of the shape in data/base/config.json"
 cp data/base/config.json "$out/config.json"

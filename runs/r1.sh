@@ -54,8 +54,9 @@ train 4b-all "${rl[@]}" "${last[@]}" --steps $all_steps --init "$out/4a-rules/mo
 if [ -z "${SMALL:-}" ]; then
     heading "5. Controls"
     # a cold start on what R1-Zero wrote itself: right, well formed, its words put into the question's language
-    make 1b-cold-start-zero/all.jsonl python -m stages.rejection --model "$out/0-zero/model" --translate \
+    make 1b-cold-start-zero/mixed.jsonl python -m stages.rejection --model "$out/0-zero/model" --any_language \
         --problems 512 --k 1 --seed "$seed" --out
+    make 1b-cold-start-zero/all.jsonl python bench/translate.py "$out/1b-cold-start-zero/mixed.jsonl"
     head -n $traces "$out/1b-cold-start-zero/all.jsonl" > "$out/1b-cold-start-zero/data.jsonl"
     tune 1b-cold-start-zero "${tune[@]}" --data "$out/1b-cold-start-zero/data.jsonl" --init $base --epochs 3
     # no language reward

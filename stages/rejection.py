@@ -1,8 +1,7 @@
 """Rejection sampling: the model's own responses to training problems, those that are good.
 
 Kept is what is right, well formed, in one language and not too long; each response to a prompt
-once. It is what the second SFT of DeepSeek-R1 is made of (arXiv 2501.12948v1, section 2.3.3), and
-with --translate a cold start from R1-Zero's responses (section 2.3.1, where people edited them).
+once. It is what the second SFT of DeepSeek-R1 is made of (arXiv 2501.12948v1, section 2.3.3).
 
     python -m stages.rejection --model DIR --task pairs --problems 512 --k 16 --out kept.jsonl
     python -m stages.rejection --model DIR --task general --pairs --k 64 --out pairs.jsonl
@@ -12,10 +11,9 @@ import random
 from dataclasses import dataclass
 
 import evaluate
-from data.corpus import translate
 from data.jsonl import check_output, write
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
-from rewards import END, language_consistency
+from rewards import END
 from start.compose import autocast, check_context
 from start.task import load_for_sampling
 
@@ -26,23 +24,23 @@ class Config(evaluate.Config):
     problems: int = flag(128, "how many training problems, the first ones", at_least=1)
     max_length: int = flag(160, "longest response that is kept, in tokens", at_least=1)
     pairs: bool = flag(False, "keep pairs of a better and a worse response instead")
-    translate: bool = flag(False, "first put words of data/corpus.py into the question's language")
+    any_language: bool = flag(False, "keep responses that mix languages, too")
 
 
-def is_good(response, max_length):
+def is_good(response, max_length, any_language=False):
     """response: the judge's dict."""
     right = response["accuracy"] == 1
     well_formed = response["format"] == 1
-    one_language = response["language"] == 1
+    one_language = response["language"] == 1 or any_language
     return right and well_formed and one_language and response["length"] <= max_length
 
 
-def kept_rows(problems, groups, max_length):
+def kept_rows(problems, groups, *limits):
     """The good responses of each problem's group -> rows for SFT, each once."""
     rows = {}
     for problem, group in zip(problems, groups, strict=True):
         for response in group:
-            if is_good(response, max_length):
+            if is_good(response, *limits):
                 row = {key: problem[key] for key in ("prompt", "user") if key in problem}
                 row["response"] = response["text"].removesuffix(END)
                 rows[problem["prompt"], response["text"]] = row
@@ -77,15 +75,10 @@ def main(argv=None):
     settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
     with autocast(config):
         groups = evaluate.sample_and_judge(model, tokenizer, judge, problems, *settings)
-    if config.translate:
-        for problem, group in zip(problems, groups, strict=True):
-            for response in group:
-                response["text"] = translate(response["text"], problem["language"])
-                response["language"] = language_consistency(response["text"], problem["language"])
     if config.pairs:
         rows = preference_pairs(problems, groups, config.seed)
     else:
-        rows = kept_rows(problems, groups, config.max_length)
+        rows = kept_rows(problems, groups, config.max_length, config.any_language)
     write(config.out, rows)
     print(f"wrote {len(rows)} rows to {config.out}")
 

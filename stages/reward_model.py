@@ -43,7 +43,6 @@ from start.compose import autocast, check_context, load_model, load_tokenizer
 @dataclass(kw_only=True)
 class Config(Training):
     batch: int = flag(32, "pairs per optimizer step", at_least=1)
-    pairs_per_microbatch: int = flag(32, "pairs that run at once", at_least=1)
     lr: float = flag(1e-3, "AdamW's learning rate (embeddings, norms, value head)")
     muon_lr: float = flag(0.01, "Muon's learning rate (matrices)")
 
@@ -124,24 +123,18 @@ def fit_pairs(config, model, tokenizer, train, test, margins_of):
 
     margins_of(pairs) -> s(better) - s(worse) of each, (N,)."""
 
-    def in_parts(pairs):
-        n = config.pairs_per_microbatch
-        return [pairs[i : i + n] for i in range(0, len(pairs), n)]
-
     def loss(chosen):
-        parts = []
-        for pairs in in_parts(chosen):
-            with autocast(config):
-                margin = margins_of(pairs)
-            nll = -F.logsigmoid(margin).sum() / len(chosen)  # (1), (2)
-            nll.backward()
-            parts.append(margin.detach())
-        return summary(torch.cat(parts))
+        with autocast(config):
+            margin = margins_of(chosen)
+        nll = -F.logsigmoid(margin).mean()  # (1), (2)
+        nll.backward()
+        return summary(margin.detach())
 
     print(f"{len(test)} pairs are held out")
     fit(config, model, tokenizer, train, loss)
     with torch.no_grad(), autocast(config):
-        metrics = summary(torch.cat([margins_of(pairs) for pairs in in_parts(test)]))
+        parts = [margins_of(test[i : i + 64]) for i in range(0, len(test), 64)]
+        metrics = summary(torch.cat(parts))
     Log(f"{config.out}/eval.csv").write_row({"set": "held-out pairs"} | metrics)
     print(f"held-out pairs: {metrics['accuracy']:.3f} right")
 

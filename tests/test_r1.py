@@ -336,11 +336,11 @@ def test_bad_calls_of_what_makes_data(tmp_path):
         ("data.general", "stories", 5, out): "stories",
         ("data.general", "pairs", 5, tmp_path / "no" / "rows"): "no/rows",
         ("data.general", "pairs", 5): "file",
-        ("data.learn_tokenizer",): "corpus, folder",
-        ("data.learn_tokenizer", tmp_path / "no.jsonl", out): "no.jsonl",
-        ("data.learn_tokenizer", tmp_path / "bad.jsonl", out): "bad.jsonl:1",
-        ("data.learn_tokenizer", tmp_path, out): str(tmp_path),
-        ("data.learn_tokenizer", tmp_path / "good.jsonl", tmp_path / "bad.jsonl"): "bad.jsonl",
+        ("bench.learn_tokenizer",): "corpus, folder",
+        ("bench.learn_tokenizer", tmp_path / "no.jsonl", out): "no.jsonl",
+        ("bench.learn_tokenizer", tmp_path / "bad.jsonl", out): "bad.jsonl:1",
+        ("bench.learn_tokenizer", tmp_path, out): str(tmp_path),
+        ("bench.learn_tokenizer", tmp_path / "good.jsonl", tmp_path / "bad.jsonl"): "bad.jsonl",
     }
     for words, reason in calls.items():
         run = run_module(*words)

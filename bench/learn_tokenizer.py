@@ -1,6 +1,6 @@
 """Byte pairs of a corpus become the ranks of a tokenizer (data/tokenizer.py).
 
-python -m data.learn_tokenizer CORPUS.jsonl FOLDER
+python -m bench.learn_tokenizer CORPUS.jsonl FOLDER
 """
 
 from collections import Counter
