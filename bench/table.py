@@ -69,11 +69,13 @@ def read_runs(folders):
 
 
 def cell(values, digits):
-    """[0.5, 0.75] -> "0.625 (0.500-0.750)" """
+    """[0.5, 0.75] -> "0.625 (0.500-0.750)"; of four or more with their standard deviation."""
     mean = f"{statistics.mean(values):.{digits}f}"
     lowest, highest = min(values), max(values)
     if lowest == highest:
         return mean
+    if len(values) >= 4:
+        mean += f" ± {statistics.stdev(values):.{digits}f}"
     return f"{mean} ({lowest:.{digits}f}-{highest:.{digits}f})"
 
 
@@ -245,6 +247,7 @@ def stages(runs):
     """The stages as bench/measure.py measured them; minutes are of training alone."""
     columns = {  # title: (held-out set, metric, digits)
         "pass@1": (MAIN_SET, "pass@1", 3),
+        "6 numbers": ("6 numbers", "pass@1", 3),
         "cons": (MAIN_SET, "cons@", 3),
         "length": (MAIN_SET, "length", 1),
         "format": (MAIN_SET, "format", 3),
@@ -263,7 +266,7 @@ def stages(runs):
             if metric == "cons@":  # the number of samples is in the name
                 metric = next(c for c in measured[0] if re.fullmatch(r"cons@\d+", c))
             values = [float(row[metric]) for row in measured if row["set"] == held_out_set]
-            cells.append(cell(values, digits))
+            cells.append(cell(values, digits) if values else "")
         trained = [run for run in seeds if run["metrics.csv"]]
         steps, minutes = "", ""
         if trained:

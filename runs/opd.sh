@@ -9,15 +9,18 @@ out=${1:-out/opd}
 seed=${2:-0}
 r1=${3:-out/r1}
 student=${4:-out/distill}/student-base
-if [ ! -e "$r1/4d-rule-only/model" ] || [ ! -e "$student/model.safetensors" ]; then
-    echo "$r1/4d-rule-only or $student is missing: bash runs/r1.sh and bash runs/distill.sh make them" >&2
+expert=4d-rule-only steps=30
+if [ -n "${SMALL:-}" ]; then
+    expert=4b-all steps=1
+fi
+if [ ! -e "$r1/$expert/model" ] || [ ! -e "$student/model.safetensors" ]; then
+    echo "$r1/$expert or $student is missing: bash runs/r1.sh and bash runs/distill.sh make them" >&2
     exit 2
 fi
 . runs/stages.sh
-steps=30
-opd=("${rl[@]}" --algo opd --lr 1e-3 --schedule linear --group_size 4 --steps $steps)
+opd=("${rl[@]}" --algo opd --lr 1e-3 --schedule linear --steps $steps)
 reasoning=$r1/2-reasoning/model
-general=$r1/4d-rule-only/model
+general=$r1/$expert/model
 
 heading "1. Two experts, one for each task, become one model: the one of R1's second SFT learns from both"
 for estimate in full token; do
@@ -31,9 +34,9 @@ for estimate in full token; do
 done
 
 heading "3. All of them on held-out problems, the experts too"
-for expert in 2-reasoning 4d-rule-only; do
-    mkdir -p "$out/teacher-$expert"
-    cp "$r1/$expert/held_out.csv" "$out/teacher-$expert/"
+for teacher in 2-reasoning $expert; do
+    mkdir -p "$out/teacher-$teacher"
+    cp "$r1/$teacher/held_out.csv" "$out/teacher-$teacher/"
 done
 python bench/measure.py "$out" "${judge[@]}"
 python bench/table.py stages "$out"/*/

@@ -48,15 +48,15 @@ def kept_rows(problems, groups, *limits):
 
 
 def preference_pairs(problems, groups, seed):
-    """Two responses each that the judge tells apart -> rows for a reward model or DPO.
+    """Two well-formed responses each that the judge tells apart -> rows for a reward model or DPO.
 
-    For a task with a graded reward. Each response is in one pair at most; both are well formed."""
+    For a task with a graded reward. A response is in four pairs on average, ties among them."""
     rng = random.Random(seed)
     rows = []
     for problem, group in zip(problems, groups, strict=True):
         group = [response for response in group if response["format"] == 1]
-        rng.shuffle(group)
-        for a, b in zip(group[::2], group[1::2], strict=False):
+        for _ in range(2 * len(group) if len(group) > 1 else 0):
+            a, b = rng.sample(group, 2)
             better, worse = sorted((a, b), key=lambda response: -response["accuracy"])
             if better["accuracy"] > worse["accuracy"]:
                 texts = [response["text"].removesuffix(END) for response in (better, worse)]

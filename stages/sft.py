@@ -129,7 +129,7 @@ def fit(config, model, tokenizer, rows, loss):
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {len(rows):,} pairs, {steps:,} steps")
     rest = itertools.islice(batches(config, rows), state["step"], steps)
-    bar = tqdm(rest, initial=state["step"], total=steps, mininterval=1)
+    bar = tqdm(rest, initial=state["step"], total=steps, mininterval=1, disable=None)
     for step, chosen in enumerate(bar, state["step"]):
         began = time.time()
         metrics = loss(chosen)
@@ -150,7 +150,9 @@ def fit(config, model, tokenizer, rows, loss):
 def read_pairs(config, tokenizer):
     """[(prompt ids, response ids with the end token)], without a <think> that the prompt opens."""
     pairs = []
-    for row in tqdm(read(config.data, ("prompt", "response")), desc="tokenize", leave=False):
+    for row in tqdm(
+        read(config.data, ("prompt", "response")), desc="tokenize", leave=False, disable=None
+    ):
         response = row["response"]
         if config.think:
             response = response.removeprefix(OPEN)

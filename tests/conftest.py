@@ -35,7 +35,7 @@ def tiny():
     return make
 
 
-def sample_rollout(model, seed=3):
+def sample_rollout(model, seed=7):
     """Four responses to each of three prompts, all of many lengths, and random rewards."""
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
     rollout = sample(model, prompts, 4, 9, eos_id=1, seed=seed)

@@ -585,15 +585,19 @@ def measured_stages(folder):
     return sorted(os.path.basename(os.path.dirname(path)) for path in paths)
 
 
-def test_both_scripts_run_through_in_small(tmp_path):
-    r1, distill = f"{tmp_path}/r1", f"{tmp_path}/distill"
-    for script in (["runs/r1.sh", r1], ["runs/distill.sh", distill, "0", r1]):
+def test_the_scripts_run_through_in_small(tmp_path):
+    r1, distill, opd = f"{tmp_path}/r1", f"{tmp_path}/distill", f"{tmp_path}/opd"
+    scripts = [["runs/r1.sh", r1], ["runs/distill.sh", distill, "0", r1]]
+    scripts.append(["runs/opd.sh", opd, "0", r1, distill])
+    for script in scripts:
         run = run_script(*script, cwd=ROOT)
         assert run.returncode == 0, run.stdout + run.stderr
     stages = "0-zero 1-cold-start 2-reasoning 3-sft 4a-rules 4b-all base"
     assert measured_stages(r1) == stages.split() and os.path.getsize(f"{r1}/journey.png")
     stages = "student-base student-distilled student-distilled-rl student-rl"
     assert measured_stages(distill) == stages.split()
+    stages = "merged-full merged-token student-full student-token teacher-2-reasoning"
+    assert measured_stages(opd) == [*stages.split(), "teacher-4b-all"]
 
     # to run a stage anew: delete its folder
     shutil.rmtree(f"{r1}/4b-all")
@@ -618,6 +622,7 @@ def write_stage(folder, held_out, metrics, evaluations=""):
 HELD_OUT = """\
 set,accuracy,pass@1,pass@1_ci,cons@16,cons@16_ci,greedy,greedy_ci,length,format,language,reflection
 4 numbers,{0},{0},9,1.0,9,0.3,9,20.5,1,1,0
+6 numbers,0.5,0.5,9,1.0,9,0.3,9,20.5,1,1,0
 general,0.25,nan,9,nan,9,0.125,9,5,1,1,0
 """
 
@@ -634,7 +639,7 @@ def test_the_table_of_stages_by_hand(tmp_path):
         folders.append(tmp_path / f"r1-{seed}" / "1-cold-start")
         metrics = f"step,nll,seconds\n1,0.5,{seconds}\n2,0.5,{seconds}\n"
         write_stage(folders[-1], HELD_OUT.format(right), metrics)
-    row = "| 1-cold-start | 0.625 (0.500-0.750) | 1.000 | 20.5 | 1.000 | 1.000 | 0.000 "
+    row = "| 1-cold-start | 0.625 (0.500-0.750) | 0.500 | 1.000 | 20.5 | 1.000 | 1.000 | 0.000 "
     row += "| 0.250 | 0.125 | 2 | 3.0 |"
     assert print_table("stages", *folders).stdout.split("\n").count(row) == 1
 
