@@ -18,7 +18,7 @@ def verify(problem, answer):
 def make_problems(generator, seed, count):
     problems = []
     try:
-        for index in tqdm(range(count), desc=generator, leave=False):
+        for index in tqdm(range(count), desc=generator, leave=False, disable=None):
             item = (generator, seed, index)
             question = external.REASONING_GYM.ask(*item)
             if question:  # None: it took too long

@@ -83,7 +83,7 @@ def generate(kinds):
             raise ValueError(f"{args.count} rows: at least 1 is needed, below 1e12")
         check_output(args.file)
     rows = itertools.islice(kinds[args.kind], args.count)
-    write(args.file, tqdm(rows, desc=args.kind, total=args.count))
+    write(args.file, tqdm(rows, desc=args.kind, total=args.count, disable=None))
 
 
 def first_text(row, *keys):
