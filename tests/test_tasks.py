@@ -241,8 +241,6 @@ def countdown_row(numbers, target, **more):
         (countdown_row([1, 2], 3, pick=0), "pick"),
         (countdown_row([1, 2], 3, pick=-1), "pick"),
         (countdown_row([1, 2], 3, pick="2"), "pick"),
-        (countdown_row([1] * 101, 101), "do not fit"),
-        (countdown_row([10**200, 10**200, 3], 3, pick=2), "do not fit"),
     ],
 )
 def test_bad_rows(capsys, tmp_path, row, reason):
