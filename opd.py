@@ -47,8 +47,6 @@ class Config:
 
     def __post_init__(self):
         check(self)
-        if not self.teacher:
-            raise ValueError("--algo opd needs --teacher FOLDER")
 
 
 def check_same_tokenizer(folder, other):
@@ -63,6 +61,8 @@ def check_same_tokenizer(folder, other):
 
 def networks(policy, hp):
     """The networks of a run: the policy, and frozen teachers, one for each --teacher."""
+    if not hp.teacher:
+        raise ValueError("--algo opd needs --teacher FOLDER")
     where = SimpleNamespace(device=policy.head.device, seed=0)
     teachers = torch.nn.ModuleList()
     for text in hp.teacher:

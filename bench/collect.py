@@ -35,7 +35,8 @@ def changed_flags(flags):
     words = [f"--algo {flags['algo']}"]
     for name, value in flags.items():
         if name not in ("seed", "out", "resume") and value != usual.get(name):
-            words.append(f"--{name}" if value is True else f"--{name} {value}")
+            values = value if isinstance(value, (list, tuple)) else [value]
+            words += [f"--{name}" if v is True else f"--{name} {v}" for v in values]
     return " ".join(words)
 
 

@@ -33,6 +33,11 @@ for estimate in full token; do
     train student-$estimate "${opd[@]}" --estimate $estimate --init "$student" --teacher "$reasoning"
 done
 
+# The student once more, for as many minutes as its SFT takes in runs/distill.sh.
+if [ -z "${SMALL:-}" ]; then
+    train student-long "${opd[@]}" --steps 100 --init "$student" --teacher "$reasoning"
+fi
+
 heading "3. All of them on held-out problems, the experts too"
 for teacher in 2-reasoning $expert; do
     mkdir -p "$out/teacher-$teacher"
