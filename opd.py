@@ -52,10 +52,8 @@ class Config:
 def check_same_tokenizer(folder, other):
     """ValueError if two checkpoint folders have different tokenizers."""
     names = ("tokenizer.tiktoken", "tokenizer.json")
-    theirs, ours = (
-        [*checksums(f"{at}/{name}" for name in names).values()] for at in (folder, other)
-    )
-    if theirs != ours:
+    sums = [list(checksums(f"{at}/{name}" for name in names).values()) for at in (folder, other)]
+    if sums[0] != sums[1]:
         raise ValueError(f"{folder} has another tokenizer than {other}")
 
 
