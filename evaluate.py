@@ -113,10 +113,11 @@ def evaluate(model, tokenizer, judge, problems, k=16, max_new_tokens=320, temper
     judged = [group for group in judged if group]
     is_graded = any(response["accuracy"] not in (0, 1) for group in judged for response in group)
     ungraded = [] if is_graded else judged
+    counts = [(len(group), sum(r["accuracy"] == 1 for r in group)) for group in ungraded]
     per_problem = {
         "accuracy": means(judged, "accuracy"),
         "pass@1": means(ungraded, "accuracy"),
-        f"pass@{k}": [max(response["accuracy"] for response in group) for group in ungraded],
+        f"pass@{k}": [pass_at_k(n, right, n) for n, right in counts],
         f"cons@{k}": [vote(group) for group in ungraded],
         "greedy": means(greedy, "accuracy"),
     }

@@ -15,9 +15,8 @@ def kl_divergence(hidden, weight, other_hidden, other_weight, temperature=1.0):
     pieces = []
     with torch.autocast(hidden.device.type, enabled=False):
         for h, other_h in zip(hidden.split(rows), other_hidden.split(rows), strict=True):
-            of_q = (other_h, other_weight)
-            part = checkpoint(kl_of_rows, h, weight, *of_q, temperature, use_reentrant=False)
-            pieces.append(part)
+            arguments = (h, weight, other_h, other_weight, temperature)
+            pieces.append(checkpoint(kl_of_rows, *arguments, use_reentrant=False))
     return torch.cat(pieces)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The base model, from nothing: about 35 minutes on 2 cores. docs/corpus.md says what it reads.
+# The base model, from nothing: about 50 minutes on one core. docs/corpus.md says what it reads.
 #
 #   bash runs/base.sh [FOLDER]           default: out/base
 #

@@ -8,10 +8,10 @@
 # Two runs at a time with one thread each; JOBS=4 for four. Started again, it goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export out=${1:-out/compare}
+out=${1:-out/compare}
 seeds=${2:-0 1 2}
-export OMP_NUM_THREADS=1
-mkdir -p "$out"
+seed=0
+. runs/stages.sh
 
 # 1. What is compared: a name, then flags. R1 (supplement A.3) says of PPO that its lambda matters, and that its KL,
 # which is taken off the reward, holds back the length: a long response pays at each of its tokens.
@@ -23,20 +23,7 @@ ppo_no_kl         --algo ppo --kl_coef 0
 grpo_kl_in_reward --algo custom --kl reward'
 
 # 2. Every one with every seed; what a run prints goes to its .txt file.
-one() {
-    set -euo pipefail
-    local name=$1 seed=$2
-    shift 2
-    . runs/stages.sh
-    train "$name-$seed" "$@" --seed "$seed" --eval_every 5 --eval_sets 1 >> "$out/$name-$seed.txt" 2>&1
-    echo "$name-$seed: $(tail -n 1 "$out/$name-$seed.txt")"
-}
-export -f one
-for seed in $seeds; do
-    grep . <<< "$runs" | while read -r name flags; do
-        echo "$name $seed $flags"
-    done
-done | xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' one
+train_all "$runs" --eval_every 5 --eval_sets 1
 
 # 3. The table and the figure of results/compare.
 python bench/table.py compare "$out"/*-?/

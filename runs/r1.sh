@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # DeepSeek-R1 at small scale (arXiv 2501.12948v2): four stages, from the base of the main job.
-# About 20 minutes on one core.
+# About 30 minutes on one core.
 #
 #   bash runs/r1.sh [FOLDER] [SEED]           default: out/r1 0
 #
@@ -19,7 +19,7 @@ if [ -n "${SMALL:-}" ]; then
 fi
 # As in the paper: the share of the language is added without a weight, and stage 4 samples at 0.7.
 language=(--language_weight 1)
-last=(--language_weight 1 --temperature 0.7)
+last=("${language[@]}" --temperature 0.7)
 
 heading "0. R1-Zero, for comparison: RL from the base, as the main job does it"
 train 0-zero "${rl[@]}" --steps $steps

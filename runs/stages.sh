@@ -45,3 +45,26 @@ make() {
         "$@" "$file"
     fi
 }
+
+# one NAME SEED FLAGS: a run; what it prints goes to its .txt file.
+one() {
+    set -euo pipefail
+    local name=$1 seed=$2
+    shift 2
+    train "$name-$seed" "$@" --seed "$seed" >> "$out/$name-$seed.txt" 2>&1
+    echo "$name-$seed: $(tail -n 1 "$out/$name-$seed.txt")"
+}
+
+# train_all RUNS FLAGS: every line "NAME FLAGS" of RUNS with every seed of $seeds and with FLAGS, $JOBS at a time
+# with one thread each.
+train_all() {
+    local runs=$1 name flags
+    shift
+    export out OMP_NUM_THREADS=1
+    export -f stage train one
+    for seed in $seeds; do
+        grep . <<< "$runs" | while read -r name flags; do
+            echo "$name $seed $* $flags"
+        done
+    done | xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' one
+}

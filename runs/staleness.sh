@@ -9,10 +9,10 @@
 # STEPS=60 makes the runs longer, SMALL=1 tests the script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export out=${1:-out/staleness}
+out=${1:-out/staleness}
 seeds=${2:-0 1 2}
-export OMP_NUM_THREADS=1
-mkdir -p "$out"
+seed=0
+. runs/stages.sh
 
 # 1. For all: only the first held-out set, and half of its problems and samples, to save time.
 common="--lr 1e-3 --steps ${STEPS:-40} --eval_every 10 --eval_sets 1 --eval_problems 48 --eval_k 8"
@@ -42,20 +42,7 @@ grpo-v32_mask_lag16      --lag 16 --algo custom --mask_threshold 0.2
 grpo-token_mean_lag16    --lag 16 --algo custom --loss_aggregation token'
 
 # 4. Every one with every seed; what a run prints goes to its .txt file.
-one() {
-    set -euo pipefail
-    local name=$1 seed=$2
-    shift 2
-    . runs/stages.sh
-    train "$name-$seed" "$@" --seed "$seed" >> "$out/$name-$seed.txt" 2>&1
-    echo "$name-$seed: $(tail -n 1 "$out/$name-$seed.txt")"
-}
-export -f one
-for seed in $seeds; do
-    grep . <<< "$runs" | while read -r name flags; do
-        echo "$name $seed $flags $common"
-    done
-done | xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' one
+train_all "$runs" $common
 
 # 5. The table and the figure of results/staleness.
 python bench/table.py staleness "$out"/*-?/

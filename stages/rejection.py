@@ -27,20 +27,20 @@ class Config(evaluate.Config):
     any_language: bool = flag(False, "keep responses that mix languages, too")
 
 
-def is_good(response, max_length, any_language=False):
+def is_good(response, config):
     """response: the judge's dict."""
     right = response["accuracy"] == 1
     well_formed = response["format"] == 1
-    one_language = response["language"] == 1 or any_language
-    return right and well_formed and one_language and response["length"] <= max_length
+    one_language = response["language"] == 1 or config.any_language
+    return right and well_formed and one_language and response["length"] <= config.max_length
 
 
-def kept_rows(problems, groups, *limits):
+def kept_rows(problems, groups, config):
     """The good responses of each problem's group -> rows for SFT, each once."""
     rows = {}
     for problem, group in zip(problems, groups, strict=True):
         for response in group:
-            if is_good(response, *limits):
+            if is_good(response, config):
                 row = {key: problem[key] for key in ("prompt", "user") if key in problem}
                 row["response"] = response["text"].removesuffix(END)
                 rows[problem["prompt"], response["text"]] = row
@@ -57,7 +57,7 @@ def preference_pairs(problems, groups, seed):
         group = [response for response in group if response["format"] == 1]
         for _ in range(2 * len(group) if len(group) > 1 else 0):
             a, b = rng.sample(group, 2)
-            better, worse = sorted((a, b), key=lambda response: -response["accuracy"])
+            worse, better = sorted((a, b), key=lambda response: response["accuracy"])
             if better["accuracy"] > worse["accuracy"]:
                 texts = [response["text"].removesuffix(END) for response in (better, worse)]
                 rows.append({"prompt": problem["prompt"], "better": texts[0], "worse": texts[1]})
@@ -78,7 +78,7 @@ def main(argv=None):
     if config.pairs:
         rows = preference_pairs(problems, groups, config.seed)
     else:
-        rows = kept_rows(problems, groups, config.max_length, config.any_language)
+        rows = kept_rows(problems, groups, config)
     write(config.out, rows)
     print(f"wrote {len(rows)} rows to {config.out}")
 

@@ -150,9 +150,8 @@ def fit(config, model, tokenizer, rows, loss):
 def read_pairs(config, tokenizer):
     """[(prompt ids, response ids with the end token)], without a <think> that the prompt opens."""
     pairs = []
-    for row in tqdm(
-        read(config.data, ("prompt", "response")), desc="tokenize", leave=False, disable=None
-    ):
+    rows = read(config.data, ("prompt", "response"))
+    for row in tqdm(rows, desc="tokenize", leave=False, disable=None):
         response = row["response"]
         if config.think:
             response = response.removeprefix(OPEN)

@@ -60,8 +60,7 @@ def parse_run(argv, doc, config_class):
     for flag in given:
         if flag in unread:
             raise ValueError(f"--{flag} is not read by --algo {name} with its other flags")
-    config = fill(config_class, flags)
-    return config, hp, algo, state
+    return fill(config_class, flags), hp, algo, state
 
 
 def inputs_of(config):

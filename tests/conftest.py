@@ -1,5 +1,9 @@
 """Small fakes that the tests share. No downloads, no GPU."""
 
+import contextlib
+import csv
+import itertools
+import json
 import os
 import sys
 
@@ -58,6 +62,31 @@ def score_rollout(algo, model, hp, rollout):
     algo.score(nets, rollout, hp)
     rollout.advantages = algo.advantages(rollout, hp)
     return nets
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_csv(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+@contextlib.contextmanager
+def stopped_in_step(number):
+    """Ctrl-C in the optimizer step of this number, before it is taken."""
+    steps = itertools.count(1)
+
+    def clip(*arguments, real=torch.nn.utils.clip_grad_norm_):
+        if next(steps) == number:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+        yield
 
 
 def flat_gradient(net):

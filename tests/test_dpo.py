@@ -1,16 +1,13 @@
 """Direct Preference Optimization: its equation written out, and the program."""
 
 import copy
-import csv
-import itertools
-import json
 import math
 import random
 import shutil
 
 import pytest
 import torch
-from conftest import flat_gradient
+from conftest import flat_gradient, read_csv, stopped_in_step, write_rows
 from test_train import refused, repository  # noqa: F401
 
 from data import general
@@ -42,16 +39,6 @@ def some_pairs(count):
         prompt = f"User: list {i}{' dogs' * (i % 3)}\nAssistant:"
         pairs.append({"prompt": prompt, "better": better, "worse": worse})
     return pairs
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read_csv(path):
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
 
 
 # --- Equation 7, written out ------------------------------------------------------------------
@@ -231,20 +218,9 @@ def test_dpo_resumes_to_the_same_weights(init, tmp_path, capsys):
     def run(name, *more):
         dpo.main([str(word) for word in (*flags, "--out", tmp_path / name, *more)])
 
-    def stop_in_step(number):
-        steps = itertools.count(1)
-
-        def clip(*arguments, real=torch.nn.utils.clip_grad_norm_):
-            if next(steps) == number:
-                raise KeyboardInterrupt
-            return real(*arguments)
-
-        return clip
-
     run("whole")
     for number, more in ((2, []), (4, ["--resume"])):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(torch.nn.utils, "clip_grad_norm_", stop_in_step(number))
+        with stopped_in_step(number):
             run("parts", *more)
     other = [*flags, "--out", tmp_path / "parts", "--resume", "--beta", 0.2]
     refused(capsys, dpo.main, other, "state.pt is of a run with other flags, data or init\n")

@@ -1,7 +1,6 @@
 """The stages round the main job: cold start, language reward, rejection sampling, SFT, reward
 model, and the scripts."""
 
-import csv
 import glob
 import itertools
 import json
@@ -17,7 +16,7 @@ from collections import Counter
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_csv, stopped_in_step, write_rows
 from test_train import refused, repository  # noqa: F401
 
 import evaluate
@@ -38,15 +37,6 @@ REQUEST = {
     "kind": "general",
     "untagged": True,
 }
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_csv(path):
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
 
 
 # --- The general task -------------------------------------------------------------------------
@@ -413,22 +403,10 @@ def test_sft_resumes_to_the_same_weights(tmp_path, capsys):
     def run(name, *more):
         sft.main([str(word) for word in (*flags, "--out", tmp_path / name, *more)])
 
-    def stop_in_step(number):
-        """In the second it is before any checkpoint of a step."""
-        steps = []
-
-        def clip(*arguments, real=torch.nn.utils.clip_grad_norm_):
-            steps.append(arguments)
-            if len(steps) == number:
-                raise KeyboardInterrupt
-            return real(*arguments)
-
-        return clip
-
     run("whole")
     for number, more in ((2, []), (4, ["--resume"])):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(torch.nn.utils, "clip_grad_norm_", stop_in_step(number))
+        # the second is before any checkpoint of a step
+        with stopped_in_step(number):
             run("parts", *more)
 
     capsys.readouterr()
