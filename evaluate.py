@@ -11,11 +11,13 @@ and pass@1, are for answers that are right or wrong: a graded reward has its mea
 
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
+from data import Task, load_held_out
 from plumbing.flags import REQUIRED, check, fill, flag, one_line_errors, parse
 from rewards import extract_answer
 from sampler import sample
@@ -29,7 +31,7 @@ AVERAGED = ["length", "reflection", "reflections", "format", "language", "trunca
 class Config(TaskFlags):
     model: str = flag(REQUIRED, "checkpoint folder")
     k: int = flag(16, "samples per problem", at_least=1, at_most=10_000)
-    problems: int = flag(128, "at most this many problems of each set", at_least=1)
+    problems: int = flag(0, "only the first so many problems of each set; 0: all")
     max_new_tokens: int = flag(320, "longest response", at_least=1)
     temperature: float = flag(1.0, "of the samples; 0: greedy")
 
@@ -68,7 +70,12 @@ def judge_all(judge, problems, rollout):
     ids = rollout.response_ids.tolist()
     lengths = rollout.lengths.tolist()
     n = len(ids) // len(problems)
-    judged = [judge(problems[i // n], ids[i][: lengths[i]]) for i in range(len(ids))]
+    asked = [problems[i // n] for i in range(len(ids))]
+    responses = [ids[i][: lengths[i]] for i in range(len(ids))]
+    with ThreadPoolExecutor(judge.workers) as pool:
+        judge_each = pool.map if judge.workers > 1 else map
+        bar = {"total": len(ids), "desc": "judge", "delay": 2, "leave": False, "disable": None}
+        judged = list(tqdm(judge_each(judge, asked, responses), **bar))
     for facts in judged:
         if abs(facts["accuracy"]) > 1e12:
             raise SystemExit(f"a reward of {facts['accuracy']} for the response {facts['text']!r}")
@@ -177,14 +184,16 @@ def print_before_after(before, after, step):
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        model, tokenizer, task, judge = load_for_sampling(config)
+        task = Task([], load_held_out(config.task))
+        model, tokenizer, judge = load_for_sampling(config, task)
         for problems in task.held_out.values():
             prompts = [tokenizer.prompt(problem) for problem in problems]
             check_context(config.task, prompts, config.max_new_tokens, model)
     settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
     columns = {}
     for name, problems in task.held_out.items():
-        problems = problems[: config.problems]
+        problems = problems[: config.problems or None]
+        print(f"{name}: {len(problems)} of {len(task.held_out[name])} problems")
         with autocast(config):
             columns[name], _ = evaluate(model, tokenizer, judge, problems, *settings)
     print(table(columns))

@@ -160,10 +160,12 @@ class Judge:
     """Judges responses: judge(problem, ids) -> a dict of all that rewards and metrics are made of.
 
     accuracy: function(problem, response) -> float, or None for "could not tell". Where it raises
-    the response is not judged: the first traceback is shown, more than 1% stop the run."""
+    the response is not judged: the first traceback is shown, more than 1% stop the run. workers:
+    threads that call it at the same time."""
 
-    def __init__(self, accuracy, tokenizer):
+    def __init__(self, accuracy, tokenizer, workers=1):
         self.accuracy = accuracy
+        self.workers = workers
         self.tokenizer = tokenizer
         self.judged = 0
         self.errors = 0

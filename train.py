@@ -31,9 +31,9 @@ from plumbing.flags import check, flag, one_line_errors
 from plumbing.run_folder import RunFolder, write_group
 from rewards import Judge
 from sampler import sample
-from start.compose import autocast, check_context, load_model, load_tokenizer
-from start.resume import StopSignal, load_initial, open_run, parse_run, save_checkpoint
-from start.task import TaskFlags, build_task
+from start.compose import autocast, load_model, load_tokenizer, make_optimizer
+from start.resume import StopSignal, keep_best, load_initial, open_run, parse_run, save_checkpoint
+from start.task import TaskFlags, build_task, check_task
 
 SCHEDULES = ("constant", "linear", "cosine")
 JUDGE_COLUMNS = "reward accuracy format length reflection language truncated unjudged".split()
@@ -69,9 +69,10 @@ class Config(TaskFlags):
     schedule: str = flag("constant", "after it; linear and cosine fall to 0", choices=SCHEDULES)
     clip_norm: float = flag(1.0, "gradient norm limit", at_least=1e-6)
     tokens_per_microbatch: int = flag(1536, "padded tokens: memory and time only", at_least=1)
-    eval_every: int = flag(10, "steps between evaluations on held-out problems", at_least=1)
-    eval_problems: int = flag(96, "problems of a held-out set", at_least=1)
-    eval_sets: int = flag(0, "judge only the first so many held-out sets; 0: all")
+    eval: str = flag("", "held-out problems from elsewhere: tasks or .jsonl files, joined by +")
+    eval_every: int = flag(10, "steps between evaluations on held-out problems; 0: none")
+    eval_problems: int = flag(96, "only the first so many problems of a held-out set; 0: all")
+    eval_sets: int = flag(0, "only the first so many held-out sets; 0: all")
     eval_k: int = flag(16, "samples per held-out problem", at_least=1, at_most=10_000)
     eval_max_new_tokens: int = flag(320, "longest response in evaluation", at_least=1)
     save_every: int = flag(20, "steps between checkpoints", at_least=1)
@@ -82,6 +83,9 @@ class Config(TaskFlags):
     @property
     def prompts_sampled(self):
         return self.prompts_per_step * self.dynamic_sampling
+
+    def evaluates_at(self, step):
+        return self.eval_every > 0 and step % self.eval_every == 0
 
 
 @dataclass
@@ -101,6 +105,7 @@ class Run:
     folder: RunFolder = None
     step: int = 0  # rollouts done
     before: dict = None  # the held-out results before RL
+    best: float = -math.inf  # the best accuracy on the first held-out set after a step
 
 
 # --- A step -----------------------------------------------------------------------------------
@@ -294,33 +299,14 @@ def zero_groups(rollout, group_size):
 # --- A run ------------------------------------------------------------------------------------
 
 
-def make_optimizer(nets, hp, lr):
-    """AdamW over the networks that are trained. A field X_lr of hp is the rate of network X."""
-    groups = []
-    for name, net in vars(nets).items():
-        parameters = [p for p in net.parameters() if p.requires_grad] if net is not None else []
-        if parameters:
-            groups.append({"params": parameters, "base_lr": getattr(hp, f"{name}_lr", lr)})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-
-
 def setup(argv):
     """Flags and files -> Run. All that a user can get wrong is found out here."""
     config, hp, algo, state = parse_run(argv, __doc__, Config)
     policy = load_model(config.init, config)
     policy.recompute = config.recompute
     tokenizer = load_tokenizer(config.init, config, policy)
-    task = build_task(config, config.seed)
-    if config.prompts_sampled > len(task.train):
-        counts = (
-            f"{config.prompts_sampled} problems a step, but {config.task} has {len(task.train)}"
-        )
-        raise ValueError(f"--prompts_per_step {config.prompts_per_step}: {counts}")
-    longest_response = max(config.max_new_tokens, config.eval_max_new_tokens)
-    prompts = [tokenizer.prompt(problem) for problem in task.problems()]
-    longest = check_context(config.task, prompts, longest_response, policy)
-    if config.eval_sets:
-        task.held_out = dict(list(task.held_out.items())[: config.eval_sets])
+    task = build_task(config, config.seed, config.eval)
+    longest = check_task(config, task, tokenizer, policy)
     nets = algo.networks(policy, hp)
     if config.dry_run:
         from start import memory
@@ -335,7 +321,7 @@ def setup(argv):
         optimizer=make_optimizer(nets, hp, config.lr),
         tokenizer=tokenizer,
         task=task,
-        judge=Judge(task.accuracy, tokenizer),
+        judge=Judge(task.accuracy, tokenizer, config.reward_workers),
         autocast=autocast(config),
     )
     open_run(run, state)
@@ -347,7 +333,7 @@ def judge_held_out(run, names, model, step):
     metrics = {}
     samples = []
     for name in names:
-        problems = run.task.held_out[name][: run.config.eval_problems]
+        problems = run.task.held_out[name]
         limits = (run.config.eval_k, run.config.eval_max_new_tokens)
         with run.autocast:
             metrics[name], groups = evaluate(model, run.tokenizer, run.judge, problems, *limits)
@@ -355,6 +341,7 @@ def judge_held_out(run, names, model, step):
         if not samples:
             first = zip(problems[:3], groups, strict=False)
             samples = [[problem["prompt"], group[0]["text"]] for problem, group in first]
+            keep_best(run, model, metrics[name]["accuracy"])
     return {"metrics": metrics, "samples": samples}
 
 
@@ -371,7 +358,7 @@ def train(run, stop):
     config = run.config
     columns = PRINTED | dict.fromkeys(run.algo.SHOWN, ".4f")
     for step in range(run.step, config.steps):
-        if step > 0 and step % config.eval_every == 0:
+        if step > 0 and config.evaluates_at(step):
             judge_main_set(run)
         with stop.delayed():
             row = train_step(run, step)
@@ -380,31 +367,38 @@ def train(run, stop):
                 print(" ".join(f"{name[:11]:>11}" for name in columns))
             print(" ".join(f"{row[name]:11{form}}" for name, form in columns.items()), flush=True)
             run.folder.metrics.write_row(row)
-            is_due = run.step % config.save_every == 0 or run.step % config.eval_every == 0
+            is_due = run.step % config.save_every == 0 or config.evaluates_at(run.step)
             if is_due or run.step == config.steps or stop.number:
                 save_checkpoint(run)
+
+
+def report(run):
+    """Judges the policy, and the model before RL, on all held-out sets, and prints both."""
+    held_out = run.task.held_out
+    after = judge_held_out(run, held_out, run.nets.policy, run.step)
+    initial = load_initial(run.config)  # the other sets wait until now: RL starts at once
+    if initial is not None:
+        run.before["metrics"] |= judge_held_out(run, list(held_out)[1:], initial, 0)["metrics"]
+    print_before_after(run.before, after, run.step)
 
 
 def main(argv=None):
     began = time.time()
     with one_line_errors():
         run = setup(argv)
-    config, policy, held_out = run.config, run.nets.policy, run.task.held_out
+    config = run.config
     stop = StopSignal(config.out)
-    parameters = sum(p.numel() for p in policy.parameters())
+    parameters = sum(p.numel() for p in run.nets.policy.parameters())
     responses = f"{config.prompts_per_step} x {run.hp.group_size} responses a step"
     print(f"{config.algo} on {config.task}: {parameters:,} parameters, {responses}, {config.out}")
     with stop.delayed():
         save_checkpoint(run)
-    if run.before is None:
+    if config.eval_every and run.step == 0:
         run.before = judge_main_set(run)
     print(f"RL starts {time.time() - began:.0f} s after the command", flush=True)
     train(run, stop)
-    after = judge_held_out(run, held_out, policy, run.step)
-    initial = load_initial(config)  # the other sets wait until now: RL starts at once
-    if initial is not None:
-        run.before["metrics"] |= judge_held_out(run, list(held_out)[1:], initial, 0)["metrics"]
-    print_before_after(run.before, after, run.step)
+    if config.eval_every and run.before:
+        report(run)
     stop.release()
     print(f"\n{time.time() - began:.0f} s. Curves: python plot.py {config.out}")
 

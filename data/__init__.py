@@ -47,12 +47,14 @@ def task_names():
     return [file.stem for file in files if re.search(r"(?m)^def load\(", file.read_text("utf-8"))]
 
 
-def load_task(name, seed=0):
-    """ValueError if there is no such task, or nothing that verifies a kind of its problems."""
+def load_task(name, seed=0, hold_out=True):
+    """hold_out: one row in eight of a file is held out, else none.
+
+    ValueError if there is no such task, or nothing that verifies a kind of its problems."""
     if "+" in name and not os.path.exists(name):
-        return join({part: load_task(part, seed) for part in name.split("+")})
+        return join({part: load_task(part, seed, hold_out) for part in name.split("+")})
     if name.endswith(".jsonl"):
-        train, held_out = importlib.import_module("data.jsonl").split(name)
+        train, held_out = importlib.import_module("data.jsonl").load_file(name, hold_out)
     elif name.startswith("gym:"):
         generator = name.removeprefix("gym:")
         train, held_out = importlib.import_module("data.gym").load_generator(generator, seed)
@@ -65,6 +67,18 @@ def load_task(name, seed=0):
     for kind in {problem["kind"] for problem in task.problems()}:
         rewards.verifier(kind)
     return task
+
+
+def load_held_out(name):
+    """{set: problems} of names as above: all rows of a file, the held-out sets of a task."""
+    sets = {}
+    for part in name.split("+"):
+        task = load_task(part, hold_out=False)
+        rows_of_file = {os.path.basename(part): task.train}
+        for set_name, problems in (task.held_out or rows_of_file).items():
+            unique = set_name if set_name not in sets else f"{part}: {set_name}"
+            sets[unique] = problems
+    return sets
 
 
 def join(tasks):

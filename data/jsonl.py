@@ -87,10 +87,13 @@ def generate(kinds):
 
 
 def first_text(row, *keys):
-    """(the first of `keys` that has a text in it, the text)."""
+    """(the first of `keys` that has a text or a number in it, that as a text)."""
     for key in keys:
-        if isinstance(row.get(key), str) and row[key]:
-            return key, row[key]
+        value = row.get(key)
+        if type(value) in (int, float):
+            value = str(value)
+        if isinstance(value, str) and value:
+            return key, value
     raise ValueError(f"no text under {' or '.join(repr(key) for key in keys)}")
 
 
@@ -128,16 +131,18 @@ def to_problem(row):
     return problem
 
 
-def split(path):
+def load_file(path, hold_out):
     """The task that a file is -> training problems, {name: held-out problems}.
 
-    One problem in eight is held out, by the CRC of its prompt. Equal prompts are one problem."""
+    Equal prompts are one problem. hold_out: one in eight, by the CRC of its prompt; else none."""
     train, test = {}, {}
     for problem in read(path, convert=to_problem):
         prompt = problem["prompt"]
-        is_test = zlib.crc32(prompt.encode(errors="replace")) % 8 == 0
+        is_test = hold_out and zlib.crc32(prompt.encode(errors="replace")) % 8 == 0
         part = test if is_test else train
         part[prompt] = problem
+    if not hold_out:
+        return list(train.values()), {}
     if not train or not test:
-        raise ValueError(f"{path}: too few rows to hold one in eight out")
-    return list(train.values()), {"held out": list(test.values())}
+        raise ValueError(f"{path}: too few rows to hold one in eight out: --eval names other ones")
+    return list(train.values()), {"one in eight": list(test.values())}

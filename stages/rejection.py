@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass
 
 import evaluate
+from data import load_task
 from data.jsonl import check_output, write
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from rewards import END
@@ -67,7 +68,8 @@ def preference_pairs(problems, groups, seed):
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        model, tokenizer, task, judge = load_for_sampling(config)
+        task = load_task(config.task)
+        model, tokenizer, judge = load_for_sampling(config, task)
         problems = task.train[: config.problems]
         prompts = [tokenizer.prompt(problem) for problem in problems]
         check_context(config.task, prompts, config.max_new_tokens, model)

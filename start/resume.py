@@ -97,12 +97,21 @@ def save_checkpoint(run):
         "past": [policy.state_dict() for policy in run.past],
         "optimizer": run.optimizer.state_dict(),
         "before": run.before,
+        "best": run.best,
         "sizes": run.folder.sizes(),
         "inputs": run.folder.inputs,
     }
     save_state(f"{run.config.out}/state.pt", state)
     run.nets.policy.save(f"{run.config.out}/model")
     run.tokenizer.save(f"{run.config.out}/model")
+
+
+def keep_best(run, model, accuracy):
+    """Writes the policy into best/ if no earlier step had such an accuracy on the first set."""
+    if model is run.nets.policy and run.step > 0 and accuracy > run.best:
+        run.best = accuracy
+        model.save(f"{run.config.out}/best")
+        run.tokenizer.save(f"{run.config.out}/best")
 
 
 def open_run(run, state):
@@ -112,6 +121,7 @@ def open_run(run, state):
     if state is not None:
         run.step = state["step"]
         run.before = state["before"]
+        run.best = state.get("best", run.best)
         sizes = state["sizes"]
         inputs_before = state.get("inputs", inputs)
         for path in inputs_before | inputs:

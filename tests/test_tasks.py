@@ -20,8 +20,9 @@ from test_train import SMALL, metrics, refused, repository  # noqa: F401  (a fix
 import evaluate
 import rewards
 import train
-from data import Task, countdown, jsonl, load_task, pairs
+from data import Task, countdown, jsonl, load_held_out, load_task, pairs
 from data.tokenizer import Tokenizer
+from sampler import Rollout
 from start import task as task_flags
 from verifiers import external, sandbox
 
@@ -215,7 +216,7 @@ def countdown_row(numbers, target, **more):
         ({"question": "q", "answer": "18 ####"}, "no final answer in 'answer'"),
         ({"question": "q", "answer": r"\boxed{}"}, "no final"),
         ({"question": "q", "answer": "  "}, "no final answer"),
-        ({"question": "q", "answer": 3}, "'answer' or 'solution'"),
+        ({"question": "q", "answer": True}, "'answer' or 'solution'"),
         ({"answer": "3"}, "'prompt' or 'question' or 'problem'"),
         ({"question": ["q"], "answer": "3"}, "'question'"),
         ({"question": "q", "answer": "3", "kind": "poetry"}, "'poetry'"),
@@ -260,14 +261,48 @@ def test_a_file_as_a_task(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows + rows).encode() + b"\r\n\r\n")
     task = load_task(str(path))
-    problems, test = task.train, task.held_out["held out"]
+    problems, test = task.train, task.held_out["one in eight"]
     assert len(problems) + len(test) == 80 and 2 < len(test) < 25
     assert not {problem["prompt"] for problem in problems} & {p["prompt"] for p in test}
+    whole = load_task(str(path), hold_out=False)
+    assert len(whole.train) == 80 and not whole.held_out
     for problem in problems:  # other columns stay, and change nothing
         assert problem["answer"] == str(problem["source"] + 1)
     assert task.accuracy(problems[0], answered(problems[0]["source"] + 1)) == 1
     assert task.accuracy(problems[0], answered("x")) == 0
     assert "alice" not in problems[0]["user"]
+
+
+@pytest.mark.parametrize("answer, right", [(42, "42"), (0.5, "1/2"), (-3, "-3")])
+def test_an_answer_may_be_a_json_number(tmp_path, answer, right):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": answer}))
+    [problem] = load_task(str(path), hold_out=False).train
+    assert rewards.accuracy(problem, answered(right)) == 1
+    assert rewards.accuracy(problem, answered("7")) == 0
+
+
+def write_sums(path, rows):
+    lines = [json.dumps({"question": f"{i}+1?", "answer": i + 1}) for i in range(rows)]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_a_test_set_of_ones_own_is_judged_whole(tmp_path, capsys):
+    """And then all rows of the training file are trained on."""
+    learn, test = write_sums(tmp_path / "learn.jsonl", 60), write_sums(tmp_path / "test.jsonl", 40)
+    few = ["--eval_problems", "0", "--eval_k", "1", "--eval_max_new_tokens", "2", "--steps", "1"]
+    flags = ["--task", learn, "--eval", f"{test}+pairs", "--eval_sets", "1"]
+    train.main([*SMALL, *few, *flags, "--out", str(tmp_path / "out")])
+    assert "60 training problems; held out: test.jsonl (40 of 40)\n" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "out" / "eval.csv").open()))
+    assert [(row["step"], row["set"]) for row in rows] == [("0", "test.jsonl"), ("1", "test.jsonl")]
+    short = ["--k", "1", "--max_new_tokens", "2", "--model", "data/base"]
+    evaluate.main([*short, "--task", test])
+    assert "test.jsonl: 40 of 40 problems" in capsys.readouterr().out
+    both = load_held_out(f"{test}+pairs+pairs")
+    assert [len(problems) for problems in both.values()] == [40, *[128] * 8]
+    assert list(both)[5] == "pairs: 4 numbers"
 
 
 # --- The servers of other packages ----------------------------------------------------------------
@@ -629,6 +664,7 @@ def test_a_gym_run(tmp_path):
 # --- Rewards that cannot be judged, and a reward of one's own -------------------------------------
 
 OWN = """
+import time
 calls = 0
 
 def half(problem, response):
@@ -646,6 +682,10 @@ def sometimes(problem, response):
     if calls % 150 == 7:
         raise KeyError("out of luck")
     return calls % 2
+
+def slow(problem, response):
+    time.sleep(0.2)
+    return len(response)
 
 def always(problem, response):
     raise KeyError("out of luck")
@@ -686,6 +726,22 @@ def test_a_reward_of_ones_own(tmp_path, own, algo, name):
     with open(tmp_path / "out" / "eval.csv", newline="") as f:
         shares = [float(row["unjudged"]) for row in csv.DictReader(f)]
     assert (max(shares) > 0) == (name != "half")
+
+
+def test_judges_that_wait_do_so_together(own):
+    """8 responses, 0.2 s each, by 8 threads: in the same order, with the same verdicts."""
+    task = task_flags.build_task(task_flags.TaskFlags(reward=own("slow")), seed=0)
+    tokenizer = Tokenizer.load("data/base")
+    responses = [tokenizer.encode("x" * n) for n in (3, 1, 2, 5, 4, 2, 1, 3)]
+    rollout = Rollout.from_lists([[1], [1]], responses, group_size=4)
+    judged = {}
+    for workers in (1, 8):
+        began = time.time()
+        judge = rewards.Judge(task.accuracy, tokenizer, workers)
+        judged[workers] = evaluate.judge_all(judge, task.train[:2], rollout)
+        assert (time.time() - began < 1) == (workers == 8)
+    assert judged[1] == judged[8]
+    assert [facts["accuracy"] for facts in judged[8]] == [3, 1, 2, 5, 4, 2, 1, 3]
 
 
 def test_a_reward_that_is_never_sure_stops_the_run(tmp_path, own):

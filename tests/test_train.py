@@ -177,6 +177,31 @@ def test_learning_run(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
+    """By the accuracy on the first held-out set, over steps after the first: here set by hand."""
+    accuracies = iter([0.9, 0.2, 0.5, 0.5, 0.1])
+
+    def judged(*arguments, **settings):
+        metrics, groups = evaluate.evaluate(*arguments, **settings)
+        return metrics | {"accuracy": next(accuracies)}, groups
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", judged)
+        patch.setattr(train, "load_initial", lambda config: None)
+        small_run(tmp_path / "out", "--eval_every 1 --eval_sets 1 --lr 1e-2", steps=4)
+    small_run(tmp_path / "short", "--eval_every 0 --lr 1e-2", steps=2)
+    best = parameters(GPT.load(f"{tmp_path}/out/best"))
+    assert torch.equal(best, weights(tmp_path / "short"))
+    assert not torch.equal(best, weights(tmp_path / "out"))
+
+
+def test_a_run_without_evaluation(tmp_path, capsys):
+    small_run(tmp_path, "--eval_every 0", steps=1)
+    resume(tmp_path, 2)
+    assert len(metrics(tmp_path)) == 2 and (tmp_path / "eval.csv").read_text() == ""
+    assert "pass@" not in capsys.readouterr().out and not (tmp_path / "best").exists()
+
+
 @pytest.mark.parametrize("dtype, largest_gap", [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_every_forward_pass_has_the_precision_of_the_run(tmp_path, monkeypatch, dtype, largest_gap):
     """In training and in evaluation. Sampler and trainer, at one temperature, differ by rounding
