@@ -149,11 +149,22 @@ def draw(logits, u, temperature):
     return torch.cat(tokens), torch.cat(logprobs)
 
 
+def end_table(model, eos_id):
+    """(V,) bool: which ids end a response. eos_id: an id, several, or None."""
+    is_eos = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.head.device)
+    if eos_id is not None:
+        is_eos[eos_id] = True
+    return is_eos
+
+
 @torch.no_grad()
-def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=None, seed=0):
+def sample(
+    model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=None, seed=0, on_token=None
+):
     """group_size responses to each of `prompts` (lists of ids of any lengths) -> Rollout.
 
-    eos_id: an id, several, or None (every response has max_new_tokens).
+    eos_id: an id, several, or None (every response has max_new_tokens). on_token: called with ids
+    and mask (N, T) after each token, to show them.
     Raises ValueError when a prompt is empty or leaves no room in the model's context."""
     device = model.head.device
     N, T = len(prompts) * group_size, max_new_tokens
@@ -161,9 +172,7 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
     check_context(start, prompt_ids.shape[1], T, model.config.max_seq_len)
     group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     u = uniforms(prompts, group_size, T, seed).to(device)
-    is_eos = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
-    if eos_id is not None:
-        is_eos[eos_id] = True
+    is_eos = end_table(model, eos_id)
     ids = torch.zeros(N, T, dtype=torch.long, device=device)
     mask = torch.zeros(N, T, dtype=torch.bool, device=device)
     old_logprobs = torch.zeros(N, T, device=device)
@@ -178,6 +187,8 @@ def sample(model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=N
         ids[row, t] = token * alive
         old_logprobs[row, t] = logprob * alive
         mask[row, t] = alive
+        if on_token is not None:
+            on_token(ids, mask)
         alive = alive & ~is_eos[token]
         if t == T - 1:
             break

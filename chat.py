@@ -1,0 +1,84 @@
+"""Talk to a model: its response appears as it is sampled, the thinking dimmed.
+
+    python chat.py --model data/base --prompt "make 11 from 9 7 10 1"
+    python chat.py --model out/grpo-pairs-0/model       each line that is typed, or of stdin
+    python chat.py --model FOLDER --chat --samples 8    a chat model; the answers of 8 responses
+
+A prompt stands alone: the model does not see the ones before it. Ctrl-C ends a response.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+from plumbing.flags import REQUIRED, check, fill, flag, one_line_errors, parse
+from rewards import END, extract_answer
+from sampler import sample
+from start.compose import ModelFlags, autocast, load_model, load_tokenizer
+
+DIM, PLAIN = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+
+
+@dataclass(kw_only=True)
+class Config(ModelFlags):
+    model: str = flag(REQUIRED, "checkpoint folder")
+    prompt: str = flag("", "what to ask; without it every line of stdin is a prompt")
+    samples: int = flag(1, "responses: one is shown, and how often each answer came", at_least=1)
+    max_new_tokens: int = flag(512, "longest response", at_least=1)
+    temperature: float = flag(1.0, "of the samples; 0: greedy")
+
+    def __post_init__(self):
+        check(self)
+
+
+def respond(config, model, tokenizer, prompt):
+    """Prints a response to a text; of several samples also how often each answer came."""
+    ids = tokenizer.prompt({"prompt": f"User: {prompt}\nAssistant:", "user": prompt})
+    room = min(config.max_new_tokens, model.config.max_seq_len - len(ids))
+    limits = (max(1, room), config.temperature, tokenizer.eos_ids, config.seed)
+    shown = ""
+
+    def text_of(ids, mask):
+        return tokenizer.opening + tokenizer.decode(ids[mask].tolist()).removesuffix(END)
+
+    def show(ids, mask):
+        nonlocal shown
+        text = text_of(ids[0], mask[0])
+        if not text.endswith("\ufffd"):  # else a character that is not whole yet
+            dim = DIM if text.rfind("<think>") > text.rfind("</think>") else PLAIN
+            print(dim + text[len(shown) :] + PLAIN, end="", flush=True)
+            shown = text
+
+    with autocast(config):
+        rollout = sample(model, [ids], config.samples, *limits, on_token=show)
+    print()
+    if config.samples > 1:
+        rows = zip(rollout.response_ids, rollout.response_mask, strict=True)
+        answers = Counter(extract_answer(text_of(*row)) for row in rows)
+        for answer, count in answers.most_common():
+            print(f"{count:4} x {answer}")
+
+
+def prompts():
+    """Lines of the terminal or of stdin, until their end or Ctrl-C."""
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def main(argv=None):
+    with one_line_errors():
+        config = fill(Config, parse(argv, __doc__, Config))
+        model = load_model(config.model, config)
+        tokenizer = load_tokenizer(config.model, config, model)
+        for prompt in [config.prompt] if config.prompt else prompts():
+            try:
+                respond(config, model, tokenizer, prompt)
+            except KeyboardInterrupt:
+                print(PLAIN)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""chat.py: what it shows is what sample() gives, and how it ends."""
+
+import io
+import sys
+
+import pytest
+import torch
+from test_train import in_repository, refused
+
+import chat
+from data.tokenizer import Tokenizer
+from evaluate import majority
+from model import GPT
+from rewards import END, extract_answer
+from sampler import sample
+
+PROMPT = "make 11 from 9 7 10 1"
+SHORT = ["--model", "data/base", "--max_new_tokens", "60"]
+
+
+@pytest.fixture(autouse=True)
+def repository():
+    with in_repository():
+        yield
+
+
+def responses(count, temperature=1.0, seed=0):
+    """What sample() gives to PROMPT, as texts."""
+    tokenizer = Tokenizer.load("data/base")
+    ids = tokenizer.prompt({"prompt": f"User: {PROMPT}\nAssistant:"})
+    limits = (60, temperature, tokenizer.eos_ids, seed)
+    rollout = sample(GPT.load("data/base"), [ids], count, *limits)
+    rows = zip(rollout.response_ids.tolist(), rollout.lengths.tolist(), strict=True)
+    return [tokenizer.decode(ids[:length]).removesuffix(END) for ids, length in rows]
+
+
+@pytest.mark.parametrize("temperature, seed", [(1.0, 0), (1.0, 3), (0.0, 0)])
+def test_it_shows_what_was_sampled(capsys, temperature, seed):
+    flags = ["--temperature", str(temperature), "--seed", str(seed)]
+    chat.main([*SHORT, *flags, "--prompt", PROMPT])
+    assert capsys.readouterr().out == responses(1, temperature, seed)[0] + "\n"
+
+
+def test_several_samples_are_counted_and_the_vote_is_first(capsys):
+    chat.main([*SHORT, "--samples", "12", "--prompt", PROMPT])
+    texts = responses(12)
+    answers = [extract_answer(text) for text in texts]
+    out = capsys.readouterr().out
+    assert out.startswith(texts[0] + "\n")
+    counts = [line.split(" x ") for line in out[len(texts[0]) + 1 :].splitlines()]
+    assert {answer: int(count) for count, answer in counts} == {
+        str(a): answers.count(a) for a in answers
+    }
+    voted = next(answer for _, answer in counts if answer != "None")
+    assert voted == majority(answers)
+
+
+def test_each_line_of_stdin_is_a_prompt(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPT}\n{PROMPT}\n"))
+    chat.main(SHORT)
+    assert capsys.readouterr().out == 2 * (responses(1)[0] + "\n")
+
+
+def test_bytes_are_held_back_until_they_are_a_character(capsys, monkeypatch):
+    ids = torch.tensor([Tokenizer.load("data/base").encode("aé")])  # é: two tokens, a byte each
+    assert ids.shape == (1, 3)
+    shown = []
+
+    def watched(*arguments, on_token):
+        for count in (1, 2, 3):
+            on_token(ids, torch.arange(3)[None] < count)
+            shown.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(chat, "sample", watched)
+    chat.main([*SHORT, "--prompt", PROMPT])
+    assert shown == ["a", "", "é"]
+
+
+def test_ctrl_c_ends_a_response_and_not_the_program(capsys, monkeypatch):
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
+    monkeypatch.setattr(chat, "sample", interrupted)
+    chat.main(SHORT)
+    assert capsys.readouterr().out == "\n\n"
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--model", "nowhere"], ["nowhere"]),
+        ([*SHORT, "--samples", "0"], ["--samples"]),
+        ([*SHORT, "--prompt", "x" * 9000], ["prompt of", "context"]),
+        ([*SHORT, "--chat", "--prompt", "x"], ["--chat"]),
+    ],
+)
+def test_bad_flags_are_one_line(capsys, flags, words):
+    refused(capsys, chat.main, flags, *words)
