@@ -4,14 +4,14 @@
     python chat.py --model out/grpo-pairs-0/model       each line that is typed, or of stdin
     python chat.py --model FOLDER --chat --samples 8    a chat model; the answers of 8 responses
 
-A prompt stands alone: the model does not see the ones before it. Ctrl-C ends a response.
+A prompt stands alone: the model does not see the ones before it. Ctrl-C ends the program.
 """
 
 import sys
 from collections import Counter
 from dataclasses import dataclass
 
-from plumbing.flags import REQUIRED, check, fill, flag, one_line_errors, parse
+from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from rewards import END, extract_answer
 from sampler import sample
 from start.compose import ModelFlags, autocast, load_model, load_tokenizer
@@ -26,9 +26,6 @@ class Config(ModelFlags):
     samples: int = flag(1, "responses: one is shown, and how often each answer came", at_least=1)
     max_new_tokens: int = flag(512, "longest response", at_least=1)
     temperature: float = flag(1.0, "of the samples; 0: greedy")
-
-    def __post_init__(self):
-        check(self)
 
 
 def respond(config, model, tokenizer, prompt):
@@ -59,25 +56,17 @@ def respond(config, model, tokenizer, prompt):
             print(f"{count:4} x {answer}")
 
 
-def prompts():
-    """Lines of the terminal or of stdin, until their end or Ctrl-C."""
-    while True:
-        try:
-            yield input("> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
-            return
-
-
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
         model = load_model(config.model, config)
         tokenizer = load_tokenizer(config.model, config, model)
-        for prompt in [config.prompt] if config.prompt else prompts():
-            try:
+        prompts = [config.prompt] if config.prompt else map(str.strip, sys.stdin)
+        try:
+            for prompt in prompts:
                 respond(config, model, tokenizer, prompt)
-            except KeyboardInterrupt:
-                print(PLAIN)
+        except KeyboardInterrupt:
+            print(PLAIN)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from data import Task, load_held_out
-from plumbing.flags import REQUIRED, check, fill, flag, one_line_errors, parse
+from data import Task
+from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from rewards import extract_answer
 from sampler import sample
 from start.compose import autocast, check_context
@@ -34,9 +34,6 @@ class Config(TaskFlags):
     problems: int = flag(0, "only the first so many problems of each set; 0: all")
     max_new_tokens: int = flag(320, "longest response", at_least=1)
     temperature: float = flag(1.0, "of the samples; 0: greedy")
-
-    def __post_init__(self):
-        check(self)
 
 
 def pass_at_k(n, c, k):
@@ -182,9 +179,11 @@ def print_before_after(before, after, step):
 
 
 def main(argv=None):
+    from data import mix
+
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        task = Task([], load_held_out(config.task))
+        task = Task([], mix.load_held_out(config.task))
         model, tokenizer, judge = load_for_sampling(config, task)
         for problems in task.held_out.values():
             prompts = [tokenizer.prompt(problem) for problem in problems]

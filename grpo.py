@@ -30,7 +30,7 @@ from types import SimpleNamespace
 import torch
 
 from logprobs import response_logprobs
-from plumbing.flags import check, flag
+from plumbing.flags import Flags, flag
 
 # columns of metrics.csv, and those of them that the line of a step shows
 METRICS = "kl entropy clip_low clip_high mean_abs_log_ratio".split()
@@ -38,19 +38,14 @@ SHOWN = "kl entropy".split()
 
 
 @dataclass
-class Config:
+class Config(Flags):
     group_size: int = flag(16, "G, responses per problem", at_least=2, at_most=4096)
     clip_low: float = flag(0.2, "the ratio is clipped below 1 - clip_low")
     clip_high: float = flag(0.2, "the ratio is clipped above 1 + clip_high")
     kl_coef: float = flag(0.001, "weight of the KL to the reference; 0: no reference network")
-    ref_every: int = flag(
-        400, "the reference becomes the policy every so many optimizer steps; 0: never"
-    )
+    ref_every: int = flag(400, "optimizer steps until the reference becomes the policy; 0: never")
     minibatches: int = flag(4, "optimizer steps per pass over a rollout", at_least=1)
     epochs: int = flag(1, "passes over a rollout", at_least=1)
-
-    def __post_init__(self):
-        check(self)
 
 
 def networks(policy, hp):

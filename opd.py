@@ -29,7 +29,7 @@ import torch
 from fast.kl import kl_divergence
 from logprobs import response_logprobs, response_states
 from plumbing.files import checksums
-from plumbing.flags import check, flag
+from plumbing.flags import Flags, flag
 from start.compose import load_model
 
 # columns of metrics.csv, and those of them that the line of a step shows
@@ -38,15 +38,12 @@ SHOWN = "kl entropy".split()
 
 
 @dataclass
-class Config:
+class Config(Flags):
     teacher: tuple = flag((), "checkpoint folder; or TASK=FOLDER, once for each task")
     estimate: str = flag("full", "of the KL: full or token", choices=("full", "token"))
     group_size: int = flag(4, "G, responses per problem", at_least=1, at_most=4096)
     minibatches: int = flag(1, "optimizer steps per pass over a rollout", at_least=1)
     epochs: int = flag(1, "passes over a rollout", at_least=1)
-
-    def __post_init__(self):
-        check(self)
 
 
 def check_same_tokenizer(folder, other):

@@ -13,6 +13,7 @@ import math
 import os
 import re
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from plumbing.files import replacing
@@ -88,17 +89,13 @@ def draw_panel(axis, panel, groups):
             steps = sorted(set().union(*curves))
             if not steps:
                 continue
-            at_step = [[curve[step] for curve in curves if step in curve] for step in steps]
-            mean = [sum(values) / len(values) for values in at_step]
-            low = [min(values) for values in at_step]
-            high = [max(values) for values in at_step]
-            label = None
+            seeds = np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
+            label = name if style == "-" else None
             if len(groups) == 1 and len(columns) > 1:
                 label = find_column(runs[0][file], column)
-            elif style == "-":
-                label = name
-            axis.plot(steps, mean, style, color=f"C{i}", label=label)
-            axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+            axis.plot(steps, np.nanmean(seeds, 0), style, color=f"C{i}", label=label)
+            range_of_seeds = np.nanmin(seeds, 0), np.nanmax(seeds, 0)
+            axis.fill_between(steps, *range_of_seeds, color=f"C{i}", alpha=0.2, linewidth=0)
     axis.set_title(title, fontsize=11)
     axis.grid(alpha=0.3)
     if axis.dataLim.ymin >= 0:

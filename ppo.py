@@ -35,7 +35,7 @@ import torch
 from grpo import update_reference  # noqa: F401  train.py calls ppo.update_reference
 from logprobs import response_logprobs, response_states
 from model import Critic
-from plumbing.flags import check, flag
+from plumbing.flags import Flags, flag
 
 # columns of metrics.csv, and those of them that the line of a step shows
 METRICS = "kl entropy clip_low clip_high mean_abs_log_ratio value_clip explained_variance".split()
@@ -43,7 +43,7 @@ SHOWN = "kl entropy explained_variance".split()
 
 
 @dataclass
-class Config:
+class Config(Flags):
     group_size: int = flag(16, "G, responses per problem", at_least=1, at_most=4096)
     gamma: float = flag(1.0, "discount per token")
     lam: float = flag(1.0, "lambda of GAE: 1 looks to the end, 0 one token ahead")
@@ -56,9 +56,6 @@ class Config:
     ref_every: int = flag(400, "optimizer steps until the reference becomes the policy; 0: never")
     minibatches: int = flag(4, "optimizer steps per pass over a rollout", at_least=1)
     epochs: int = flag(1, "passes over a rollout", at_least=1)
-
-    def __post_init__(self):
-        check(self)
 
 
 def networks(policy, hp):

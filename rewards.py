@@ -197,7 +197,6 @@ class Judge:
             if self.errors == 1:
                 traceback.print_exc()
         if self.errors > max(5, self.judged / 100):
-            raise SystemExit(
-                f"the reward raised for {self.errors} of {self.judged} responses, over 1%"
-            )
+            share = f"{self.errors} of {self.judged} responses"
+            raise SystemExit(f"the reward raised for {share}, over 1%")
         return math.nan

@@ -149,14 +149,6 @@ def draw(logits, u, temperature):
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-def end_table(model, eos_id):
-    """(V,) bool: which ids end a response. eos_id: an id, several, or None."""
-    is_eos = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.head.device)
-    if eos_id is not None:
-        is_eos[eos_id] = True
-    return is_eos
-
-
 @torch.no_grad()
 def sample(
     model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=None, seed=0, on_token=None
@@ -172,7 +164,7 @@ def sample(
     check_context(start, prompt_ids.shape[1], T, model.config.max_seq_len)
     group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
     u = uniforms(prompts, group_size, T, seed).to(device)
-    is_eos = end_table(model, eos_id)
+    ends = torch.tensor([] if eos_id is None else eos_id, dtype=torch.long, device=device)
     ids = torch.zeros(N, T, dtype=torch.long, device=device)
     mask = torch.zeros(N, T, dtype=torch.bool, device=device)
     old_logprobs = torch.zeros(N, T, device=device)
@@ -187,9 +179,9 @@ def sample(
         ids[row, t] = token * alive
         old_logprobs[row, t] = logprob * alive
         mask[row, t] = alive
+        alive = alive & ~torch.isin(token, ends)
         if on_token is not None:
             on_token(ids, mask)
-        alive = alive & ~is_eos[token]
         if t == T - 1:
             break
         if t % BLOCK[device.type] == 0:

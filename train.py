@@ -27,7 +27,7 @@ import torch
 from data import Task
 from evaluate import evaluate, judge_all, print_before_after, summary
 from grpo import rewards_differ
-from plumbing.flags import check, flag, one_line_errors
+from plumbing.flags import flag, one_line_errors
 from plumbing.run_folder import RunFolder, write_group
 from rewards import Judge
 from sampler import sample
@@ -53,17 +53,11 @@ class Config(TaskFlags):
     lag: int = flag(0, "rollouts are of the policy this many steps ago (asynchronous training)")
     prompts_per_step: int = flag(16, "B, problems per rollout", at_least=1, at_most=65536)
     max_new_tokens: int = flag(160, "longest response in training", at_least=1)
-    temperature: float = flag(
-        1.0, "of the sampler, and of all log-probs of what it sampled", at_least=1e-6
-    )
+    temperature: float = flag(1.0, "of the sampler, and of all log-probs", at_least=1e-6)
     format_weight: float = flag(0.1, "reward = accuracy + format_weight * format")
     language_weight: float = flag(0.0, "R1: + language_weight * share of the question's language")
-    overlong: float = flag(
-        0.0, "DAPO: share of max_new_tokens over which the reward falls by 1", at_most=1
-    )
-    dynamic_sampling: int = flag(
-        1, "DAPO: times as many problems are sampled; equal groups are left out", at_least=1
-    )
+    overlong: float = flag(0.0, "DAPO: share of the length over which the reward falls", at_most=1)
+    dynamic_sampling: int = flag(1, "DAPO: times as many groups, less equal ones", at_least=1)
     lr: float = flag(5e-4, "AdamW's learning rate")
     warmup: int = flag(5, "steps of linear warm-up", at_least=1)
     schedule: str = flag("constant", "after it; linear and cosine fall to 0", choices=SCHEDULES)
@@ -76,9 +70,6 @@ class Config(TaskFlags):
     eval_k: int = flag(16, "samples per held-out problem", at_least=1, at_most=10_000)
     eval_max_new_tokens: int = flag(320, "longest response in evaluation", at_least=1)
     save_every: int = flag(20, "steps between checkpoints", at_least=1)
-
-    def __post_init__(self):
-        check(self)
 
     @property
     def prompts_sampled(self):
@@ -211,11 +202,8 @@ def update(run, rollout, step):
             if math.isnan(gap):  # nothing has moved yet: rounding, or --lag
                 gap = mean(totals, "mean_abs_log_ratio")
             norms.append(optimizer_step(run, step))  # 11
-    metrics = {
-        "loss": totals["loss"] / len(norms),
-        "grad_norm": sum(norms) / len(norms),
-        "sampler_trainer_gap": gap,
-    }
+    metrics = {"loss": totals["loss"] / len(norms), "grad_norm": sum(norms) / len(norms)}
+    metrics["sampler_trainer_gap"] = gap
     for name in run.algo.METRICS:
         metrics[name] = rollout.metrics.get(name, mean(totals, name))
     return metrics
@@ -253,9 +241,7 @@ def optimizer_step(run, step):
         norm = torch.nn.utils.clip_grad_norm_(group["params"], run.config.clip_norm)
         norms.append(float(norm))
     if not math.isfinite(sum(norms)):
-        raise SystemExit(
-            f"step {step + 1}: the gradient norm is {sum(norms)}; no optimizer step was taken"
-        )
+        raise SystemExit(f"step {step + 1}: the gradient norm is {sum(norms)}; no step was taken")
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return norms[0]

@@ -32,7 +32,7 @@ import torch
 
 from grpo import networks, rewards_differ, score, update_reference  # noqa: F401  the same
 from logprobs import response_logprobs
-from plumbing.flags import check, flag
+from plumbing.flags import Flags, flag
 
 # columns of metrics.csv, and those of them that the line of a step shows
 METRICS = "kl entropy clip_low clip_high mean_abs_log_ratio".split()
@@ -63,7 +63,7 @@ KL_ESTIMATORS = ("k3", "rk3", "reward")
 
 
 @dataclass
-class Config:
+class Config(Flags):
     group_size: int = flag(16, "G, responses per problem", at_least=2, at_most=4096)
     baseline: str = flag("group", "taken off a reward: the mean of the group", choices=BASELINES)
     scale: str = flag("group", "advantages are divided by the group's std, or mean", choices=SCALES)
@@ -81,9 +81,6 @@ class Config:
     constant: int = flag(160, "with --loss_aggregation constant: tokens of a response", at_least=1)
     minibatches: int = flag(4, "optimizer steps per pass over a rollout", at_least=1)
     epochs: int = flag(1, "passes over a rollout", at_least=1)
-
-    def __post_init__(self):
-        check(self)
 
 
 def unread(hp):

@@ -127,8 +127,8 @@ MUTANTS = [
     (
         "the EOS bit",
         "sampler.py",
-        "        mask[row, t] = alive\n        alive = alive & ~is_eos[token]\n",
-        "        alive = alive & ~is_eos[token]\n        mask[row, t] = alive\n",
+        "        mask[row, t] = alive\n        alive = alive & ~torch.isin(token, ends)\n",
+        "        alive = alive & ~torch.isin(token, ends)\n        mask[row, t] = alive\n",
         ("test_sampler", "eos"),
     ),
     (

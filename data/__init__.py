@@ -17,7 +17,6 @@ import importlib
 import os
 import pathlib
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 
 import rewards
@@ -52,7 +51,8 @@ def load_task(name, seed=0, hold_out=True):
 
     ValueError if there is no such task, or nothing that verifies a kind of its problems."""
     if "+" in name and not os.path.exists(name):
-        return join({part: load_task(part, seed, hold_out) for part in name.split("+")})
+        parts = {part: load_task(part, seed, hold_out) for part in name.split("+")}
+        return importlib.import_module("data.mix").join(parts)
     if name.endswith(".jsonl"):
         train, held_out = importlib.import_module("data.jsonl").load_file(name, hold_out)
     elif name.startswith("gym:"):
@@ -67,33 +67,3 @@ def load_task(name, seed=0, hold_out=True):
     for kind in {problem["kind"] for problem in task.problems()}:
         rewards.verifier(kind)
     return task
-
-
-def load_held_out(name):
-    """{set: problems} of names as above: all rows of a file, the held-out sets of a task."""
-    sets = {}
-    for part in name.split("+"):
-        task = load_task(part, hold_out=False)
-        rows_of_file = {os.path.basename(part): task.train}
-        for set_name, problems in (task.held_out or rows_of_file).items():
-            unique = set_name if set_name not in sets else f"{part}: {set_name}"
-            sets[unique] = problems
-    return sets
-
-
-def join(tasks):
-    """{name: Task} -> one Task of all, in turns. A short one starts again until all have ended.
-
-    A training problem has the name of its task as "task"."""
-    train = []
-    held_out = {}
-    for i in range(max(len(task.train) for task in tasks.values())):
-        for name, task in tasks.items():
-            train.append(task.train[i % len(task.train)] | {"task": name})
-    uses = Counter(set_name for task in tasks.values() for set_name in task.held_out)
-    for turn in range(max(len(task.held_out) for task in tasks.values())):
-        for name, task in tasks.items():
-            for set_name in list(task.held_out)[turn : turn + 1]:
-                unique = set_name if uses[set_name] == 1 else f"{name}: {set_name}"
-                held_out[unique] = task.held_out[set_name]
-    return Task(train, held_out)

@@ -21,30 +21,20 @@ base corpus and from everything in R1.
 """
 
 import itertools
+import pathlib
 import random
 import zlib
 
 from data.jsonl import generate
 
-TOPICS = {
-    "en": {
-        "animals": ["cat", "dog", "cow", "hen", "pig", "fox"],
-        "colours": ["red", "blue", "green", "black", "white", "grey"],
-        "fruits": ["apple", "pear", "plum", "fig", "lime", "peach"],
-        "parts": ["hand", "foot", "nose", "ear", "eye", "leg"],
-    },
-    "es": {
-        "animales": ["gato", "perro", "vaca", "gallina", "cerdo", "zorro"],
-        "colores": ["rojo", "azul", "verde", "negro", "blanco", "gris"],
-        "frutas": ["manzana", "pera", "ciruela", "higo", "lima", "uva"],
-        "partes": ["mano", "pie", "nariz", "oreja", "ojo", "pierna"],
-    },
-}
+TOPICS = {"en": {}, "es": {}}  # {language: {topic: its words}}
+for line in (pathlib.Path(__file__).parent / "topics.txt").read_text("utf-8").splitlines():
+    language, topic, *words = line.split()
+    TOPICS[language][topic] = words
+
 QUESTION = {"en": "name {} {} and {} {}", "es": "nombra {} {} y {} {}"}
-LIST_QUESTIONS = {
-    "en": ("repeat {1}", "once {1}", "{0} but {1}"),
-    "es": ("repite {1}", "una vez {1}", "{0} menos {1}"),
-}
+LIST_QUESTIONS = {"en": ("repeat {1}", "once {1}", "{0} but {1}")}
+LIST_QUESTIONS["es"] = ("repite {1}", "una vez {1}", "{0} menos {1}")
 
 
 def requests():

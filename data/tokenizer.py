@@ -31,11 +31,9 @@ class Tokenizer:
         self.eos_id = len(ranks)
         self.eos_ids = [self.eos_id]
         self.vocab_size = len(ranks) + 1
+        special = {END: self.eos_id}
         self.encoding = tiktoken.Encoding(
-            "pocket-r1",
-            pat_str=PATTERN,
-            mergeable_ranks=ranks,
-            special_tokens={END: self.eos_id},
+            "pocket-r1", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
 
     @classmethod
@@ -63,10 +61,8 @@ class Tokenizer:
 
     def save(self, folder):
         os.makedirs(folder, exist_ok=True)
-        lines = [
-            f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in self.ranks.items()
-        ]
-        write_file(os.path.join(folder, "tokenizer.tiktoken"), "".join(lines).encode())
+        lines = [b"%s %d\n" % (base64.b64encode(token), i) for token, i in self.ranks.items()]
+        write_file(os.path.join(folder, "tokenizer.tiktoken"), b"".join(lines))
 
     def encode(self, text):
         """text -> list of ids. The end token is never made from text. A lone surrogate reads ?"""

@@ -59,6 +59,5 @@ def logits_gradient(z, y, saved, out):
     rows, K = z.shape
     block = min(BLOCK, triton.next_power_of_2(K))
     grid = (rows, triton.cdiv(K, block))
-    logits_gradient_kernel[grid](
-        z, out, y, saved, z.stride(0), out.stride(0), saved.stride(0), K, block
-    )
+    strides = z.stride(0), out.stride(0), saved.stride(0)
+    logits_gradient_kernel[grid](z, out, y, saved, *strides, K, block)

@@ -16,9 +16,24 @@ REQUIRED = MISSING  # the default of a flag that must be given; needs @dataclass
 
 
 def flag(default, help, at_least=0, at_most=10**12, choices=None):
-    """A dataclass field with the text of its flag. `check` reads the limits and choices."""
+    """A dataclass field with the text of its flag. `Flags` checks the limits and choices."""
     limits = {"at_least": at_least, "at_most": at_most, "choices": choices}
     return field(default=default, metadata={"help": help} | limits)
+
+
+class Flags:
+    """What every Config is. ValueError names a flag that is too small, too large or no choice."""
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            least, most = f.metadata["at_least"], f.metadata["at_most"]
+            if isinstance(value, (int, float)) and not least <= value <= most:
+                limits = f"at least {least} is needed, at most {most:,}"
+                raise ValueError(f"--{f.name} {value}: {limits}")
+            choices = f.metadata["choices"]
+            if choices is not None and value not in choices:
+                raise ValueError(f"--{f.name} {value}: choose from {', '.join(choices)}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,18 +84,6 @@ def fill(config_class, values):
     """A config_class with those of `values` that are its fields."""
     names = [f.name for f in fields(config_class)]
     return config_class(**{name: values[name] for name in names if name in values})
-
-
-def check(config):
-    """ValueError that names the flag if a number is too small or too large, or no choice."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        least, most = f.metadata["at_least"], f.metadata["at_most"]
-        if isinstance(value, (int, float)) and not least <= value <= most:
-            raise ValueError(f"--{f.name} {value}: at least {least} is needed, at most {most:,}")
-        choices = f.metadata["choices"]
-        if choices is not None and value not in choices:
-            raise ValueError(f"--{f.name} {value}: choose from {', '.join(choices)}")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """What a run leaves on disk while it runs, so that it can be stopped at any moment and go on.
 
-A checkpoint holds how long each log was when it was written. A run that goes on cuts the logs back
-to that length, and so writes every row once.
+A checkpoint holds the logs, too. A run that goes on writes them anew, and so has every row once.
 """
 
 import csv
@@ -22,42 +21,31 @@ TAKEN = "state.pt metrics.csv eval.csv samples.txt config.json model model.safet
 
 
 class Log:
-    """A file that can be cut back to where a checkpoint saw it, in a folder that is locked.
+    """A file that grows, in a folder that is locked. A checkpoint holds all of its text.
 
-    size: the bytes to keep; 0 begins anew. ValueError if the file is shorter than that."""
+    text: what it begins with; a run that goes on writes anew what the checkpoint holds."""
 
-    def __init__(self, path, size=0):
+    def __init__(self, path, text=""):
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         self.path = path
         self.lock = lock(folder)
-        with open(path, "a+", encoding="utf-8", newline="") as f:
-            if f.tell() < size:
-                lost = f"{f.tell()} bytes, the checkpoint has seen {size}"
-                raise ValueError(f"{path} is shorter than it was, {lost}: name another --out")
-            f.truncate(size)
-            f.seek(0)
-            self.header = next(csv.reader([f.readline()]))  # [] of a new file
-
-    def size(self):
-        """Bytes written so far. All of them are on the disk: a checkpoint may count on them."""
-        with open(self.path, "rb") as f:
-            os.fsync(f.fileno())
-            return f.seek(0, os.SEEK_END)
+        self.text = text
+        write_file(path, text.encode())
 
     def write(self, text):
-        data = text.encode()
         with writing(self.path), open(self.path, "ab") as f:
-            f.write(data)
+            f.write(text.encode())
+        self.text += text
 
     def write_row(self, values):
         """A row of CSV, {column: value}. The first one makes the header.
 
         A column that a later row lacks is left empty. ValueError for one that the header lacks."""
+        header = self.text.partition("\n")[0].rstrip().split(",") if self.text else list(values)
         lines = io.StringIO()
-        rows = csv.DictWriter(lines, self.header or list(values))
-        if not self.header:
-            self.header = rows.fieldnames
+        rows = csv.DictWriter(lines, header)
+        if not self.text:
             rows.writeheader()
         cells = {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()}
         rows.writerow(cells)
@@ -116,18 +104,18 @@ def restore(path, init, saved):
 class RunFolder:
     """The logs of a run.
 
-    sizes: what `sizes()` was at the checkpoint to go on from; {}: they begin anew. inputs: the
+    texts: what `texts()` was at the checkpoint to go on from; {}: they begin anew. inputs: the
     checksums of what the run reads."""
 
-    def __init__(self, path, sizes, inputs):
-        self.metrics = Log(f"{path}/metrics.csv", sizes.get("metrics", 0))
-        self.eval = Log(f"{path}/eval.csv", sizes.get("eval", 0))
-        self.samples = Log(f"{path}/samples.txt", sizes.get("samples", 0))
+    def __init__(self, path, texts, inputs):
+        self.metrics = Log(f"{path}/metrics.csv", texts.get("metrics", ""))
+        self.eval = Log(f"{path}/eval.csv", texts.get("eval", ""))
+        self.samples = Log(f"{path}/samples.txt", texts.get("samples", ""))
         self.inputs = inputs
 
-    def sizes(self):
-        """{log: bytes}, for the checkpoint."""
-        return {name: getattr(self, name).size() for name in ("metrics", "eval", "samples")}
+    def texts(self):
+        """{log: its text}, for the checkpoint."""
+        return {name: getattr(self, name).text for name in ("metrics", "eval", "samples")}
 
 
 def describe(path, flags):

@@ -28,12 +28,12 @@ from data.tokenizer import OPEN
 from logprobs import response_logprobs
 from plumbing import checkpoint
 from plumbing.files import checksums, model_files
-from plumbing.flags import REQUIRED, check, fill, flag, one_line_errors, parse
+from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from plumbing.run_folder import Log, read_state, restore, save_state
 from sampler import Rollout
 from start.compose import ModelFlags, autocast, check_context, load_model, load_tokenizer
 
-STATE = ("flags", "step", "log_size", "model", "optimizers")
+STATE = ("flags", "step", "log", "model", "optimizers")
 
 
 @dataclass(kw_only=True)
@@ -52,9 +52,6 @@ class Training(ModelFlags):
     clip: float = flag(1.0, "gradient norm limit", at_least=1e-6)
     save_every: int = flag(200, "steps between checkpoints", at_least=1)
     resume: bool = flag(False, "go on from the checkpoint in --out")
-
-    def __post_init__(self):
-        check(self)
 
 
 @dataclass(kw_only=True)
@@ -82,7 +79,7 @@ def start(config, model, opts):
     flags = asdict(config) | {"resume": True, "inputs": inputs}
     state = read_state(config.out, config.resume, STATE)
     if state is None:
-        return {"flags": flags, "step": 0, "log_size": 0}
+        return {"flags": flags, "step": 0, "log": ""}
     path = f"{config.out}/state.pt"
     if state["flags"] != flags:
         raise ValueError(f"{path} is of a run with other flags, data or init")
@@ -114,11 +111,11 @@ def fit(config, model, tokenizer, rows, loss):
     opts = optimizers(model, config.lr, config.muon_lr)
     with one_line_errors():
         state = start(config, model, opts)
-        log = Log(f"{config.out}/metrics.csv", state["log_size"])
+        log = Log(f"{config.out}/metrics.csv", state["log"])
 
     def save(step):
         state["step"] = step
-        state["log_size"] = log.size()
+        state["log"] = log.text
         state["model"] = model.state_dict()
         state["optimizers"] = [opt.state_dict() for opt in opts]
         save_state(f"{config.out}/state.pt", state)

@@ -8,14 +8,14 @@ import torch
 
 from data.tokenizer import Tokenizer
 from model import GPT
-from plumbing.flags import flag
+from plumbing.flags import Flags, flag
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = ("float32", "bfloat16")  # weights and log-probs are float32 always
 
 
 @dataclass
-class ModelFlags:
+class ModelFlags(Flags):
     """How a problem is put to the model, and where the model runs."""
 
     chat: bool = flag(False, "put the problems in the chat format of the model")

@@ -13,7 +13,7 @@ from plumbing.flags import fill, parse
 from plumbing.run_folder import RunFolder, describe, read_state, restore, save_state
 from start.compose import load_model
 
-STATE = ("flags", "step", "nets", "optimizer", "before", "sizes")
+STATE = ("flags", "step", "nets", "optimizer", "before", "logs")
 
 # flags that may differ when a run goes on
 FREE = ("resume", "dry_run", "out", "steps", "eval_every", "save_every", "tokens_per_microbatch")
@@ -98,7 +98,7 @@ def save_checkpoint(run):
         "optimizer": run.optimizer.state_dict(),
         "before": run.before,
         "best": run.best,
-        "sizes": run.folder.sizes(),
+        "logs": run.folder.texts(),
         "inputs": run.folder.inputs,
     }
     save_state(f"{run.config.out}/state.pt", state)
@@ -116,13 +116,13 @@ def keep_best(run, model, accuracy):
 
 def open_run(run, state):
     """Puts back what `save_checkpoint` wrote, if there is a state, and opens the run's folder."""
-    sizes = {}
+    logs = {}
     inputs = inputs_of(run.config)
     if state is not None:
         run.step = state["step"]
         run.before = state["before"]
         run.best = state.get("best", run.best)
-        sizes = state["sizes"]
+        logs = state["logs"]
         inputs_before = state.get("inputs", inputs)
         for path in inputs_before | inputs:
             if inputs_before.get(path) != inputs.get(path):
@@ -134,7 +134,7 @@ def open_run(run, state):
             run.past.append(copy.deepcopy(run.nets.policy))
             saved.append((run.past[-1], weights))
         restore(f"{run.config.out}/state.pt", run.config.init, saved)
-    run.folder = RunFolder(run.config.out, sizes, inputs)
+    run.folder = RunFolder(run.config.out, logs, inputs)
     describe(run.config.out, asdict(run.config) | asdict(run.hp))
 
 

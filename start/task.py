@@ -7,7 +7,7 @@ import importlib
 import runpy
 from dataclasses import dataclass
 
-from data import load_held_out, load_task
+from data import load_task
 from plumbing.flags import flag
 from rewards import Judge
 from start.compose import ModelFlags, check_context, load_model, load_tokenizer
@@ -31,7 +31,7 @@ def build_task(flags, seed, held_out=""):
     rows of a file are trained on. ValueError for a flag that does not fit."""
     task = load_task(flags.task, seed, hold_out=not held_out)
     if held_out:
-        task.held_out = load_held_out(held_out)
+        task.held_out = importlib.import_module("data.mix").load_held_out(held_out)
     return add_judges(task, flags)
 
 

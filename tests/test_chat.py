@@ -76,14 +76,14 @@ def test_bytes_are_held_back_until_they_are_a_character(capsys, monkeypatch):
     assert shown == ["a", "", "é"]
 
 
-def test_ctrl_c_ends_a_response_and_not_the_program(capsys, monkeypatch):
+def test_ctrl_c_ends_the_program_without_a_traceback(capsys, monkeypatch):
     def interrupted(*arguments, **settings):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
     monkeypatch.setattr(chat, "sample", interrupted)
     chat.main(SHORT)
-    assert capsys.readouterr().out == "\n\n"
+    assert capsys.readouterr().out == "\n"
 
 
 @pytest.mark.parametrize(

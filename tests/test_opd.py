@@ -12,7 +12,8 @@ from conftest import ROOT, flat_gradient
 import logprobs
 import opd
 import train
-from data import Task, join, load_task
+from data import Task, load_task
+from data.mix import join
 from fast.kl import kl_divergence
 from sampler import Rollout
 

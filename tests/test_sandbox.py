@@ -650,7 +650,8 @@ def test_the_filter_by_itself():
     for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_TMPFILE):
         assert verdict_of_the_filter(openat, x86_64, flags) == sandbox_child.REFUSE
     names = {"fork", "clone", "execve", "socket", "open", "kill", "ptrace", "fcntl", "mount"}
-    assert not names & set(sandbox_child.SYSTEM_CALLS.split())
+    with open(f"{ROOT}/verifiers/system_calls.txt") as f:
+        assert not names & set(f.read().split())
     assert not {2, 41, 56, 57, 58, 59, 62, 72, 101, 165} & set(sandbox_child.HARMLESS)
 
 

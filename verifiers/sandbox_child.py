@@ -17,18 +17,8 @@ import types
 
 # System calls of x86-64 that compute and do no more: read and write what is open, memory, clocks,
 # who am I. Not fcntl, which can have the system send any signal to any process of the same user.
-SYSTEM_CALLS = """
-    0 read  1 write  3 close  4 stat  5 fstat  6 lstat  7 poll  8 lseek  9 mmap  10 mprotect
-    11 munmap  12 brk  13 rt_sigaction  14 rt_sigprocmask  15 rt_sigreturn  17 pread64  18 pwrite64
-    19 readv  20 writev  21 access  23 select  24 sched_yield  25 mremap  26 msync  27 mincore
-    28 madvise  32 dup  33 dup2  34 pause  35 nanosleep  36 getitimer  37 alarm  38 setitimer
-    39 getpid  60 exit  63 uname  79 getcwd  89 readlink  96 gettimeofday  97 getrlimit
-    98 getrusage  99 sysinfo  100 times  102 getuid  104 getgid  107 geteuid  108 getegid
-    110 getppid  131 sigaltstack  186 gettid  201 time  202 futex  204 sched_getaffinity
-    217 getdents64  228 clock_gettime  229 clock_getres  230 clock_nanosleep  231 exit_group
-    262 newfstatat  267 readlinkat  270 pselect6  271 ppoll  273 set_robust_list  318 getrandom
-    332 statx  334 rseq  436 close_range  439 faccessat2"""
-HARMLESS = [int(word) for word in SYSTEM_CALLS.split() if word.isdigit()]
+with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "system_calls.txt")) as f:
+    HARMLESS = [int(line.split()[0]) for line in f]
 
 # Operations of a BPF program (linux/bpf_common.h), and values that they take.
 LOAD = 0x20  # the word at this place of struct seccomp_data
