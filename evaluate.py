@@ -24,6 +24,7 @@ from sampler import sample
 from start.compose import autocast, check_context
 from start.task import TaskFlags, load_for_sampling
 
+DIGITS = {"length": 1, "reflections": 1}  # after the point; 3 of the others
 AVERAGED = ["length", "reflection", "reflections", "format", "language", "truncated", "unjudged"]
 
 
@@ -142,15 +143,11 @@ def metric_names(metrics):
     return names
 
 
-def digits(name):
-    return 1 if name in ("length", "reflections") else 3
-
-
 def summary(metrics):
     """One line about one held-out set."""
     names = [name for name in metric_names(metrics) if name not in AVERAGED]
     names += ["length", "reflection"]
-    return "  ".join(f"{name} {metrics[name]:.{digits(name)}f}" for name in names)
+    return "  ".join(f"{name} {metrics[name]:.{DIGITS.get(name, 3)}f}" for name in names)
 
 
 def table(columns):
@@ -160,7 +157,8 @@ def table(columns):
     for name in names:
         line = f"{name:12}"
         for metrics in columns.values():
-            cell = f"{metrics[name]:.{digits(name)}f} ± {metrics[name + '_ci']:.{digits(name)}f}"
+            digits = DIGITS.get(name, 3)
+            cell = f"{metrics[name]:.{digits}f} ± {metrics[name + '_ci']:.{digits}f}"
             line += f"{cell:>18}"
         lines.append(line)
     return "\n".join(lines)

@@ -131,9 +131,6 @@ def loss(nets, batch, hp):
     if hp.estimate == "full":
         kl = full_kl(nets, batch, states, hp)
         J = -kl
-    metrics = {
-        "kl": kl.detach().sum(),
-        "entropy": entropy.detach().sum(),
-        "mean_abs_log_ratio": (logprobs.detach() - batch.old_logprobs).abs().sum(),
-    }
+    metrics = {"kl": kl.detach().sum(), "entropy": entropy.detach().sum()}
+    metrics["mean_abs_log_ratio"] = (logprobs.detach() - batch.old_logprobs).abs().sum()
     return -(J * batch.weights).sum(), metrics

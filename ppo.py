@@ -120,10 +120,8 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # (4)
     clipped = ratio.clamp(1 - hp.clip_low, 1 + hp.clip_high)
     J = torch.minimum(ratio * A, clipped * A)  # (5)
-    metrics = {
-        "clip_low": ((ratio < clipped) & (A < 0)).sum(),
-        "clip_high": ((ratio > clipped) & (A > 0)).sum(),
-    }
+    metrics = {"clip_low": ((ratio < clipped) & (A < 0)).sum()}
+    metrics["clip_high"] = ((ratio > clipped) & (A > 0)).sum()
     if ref_logprobs is not None:
         d = (logprobs - torch.where(mask, ref_logprobs, 0.0)).detach()
         metrics["kl"] = ((-d).clamp(max=20).exp() + d.clamp(min=-20) - 1).sum()

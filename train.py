@@ -299,17 +299,9 @@ def setup(argv):
 
         memory.print_estimate(nets, config, hp.group_size, longest)
         raise SystemExit
-    run = Run(
-        config=config,
-        algo=algo,
-        hp=hp,
-        nets=nets,
-        optimizer=make_optimizer(nets, hp, config.lr),
-        tokenizer=tokenizer,
-        task=task,
-        judge=Judge(task.accuracy, tokenizer, config.reward_workers),
-        autocast=autocast(config),
-    )
+    optimizer = make_optimizer(nets, hp, config.lr)
+    judge = Judge(task.accuracy, tokenizer, config.reward_workers)
+    run = Run(config, algo, hp, nets, optimizer, tokenizer, task, judge, autocast(config))
     open_run(run, state)
     return run
 

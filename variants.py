@@ -30,13 +30,9 @@ from dataclasses import dataclass
 
 import torch
 
-from grpo import networks, rewards_differ, score, update_reference  # noqa: F401  the same
+from grpo import METRICS, SHOWN, networks, rewards_differ, score, update_reference  # noqa: F401
 from logprobs import response_logprobs
 from plumbing.flags import Flags, flag
-
-# columns of metrics.csv, and those of them that the line of a step shows
-METRICS = "kl entropy clip_low clip_high mean_abs_log_ratio".split()
-SHOWN = "kl entropy".split()
 
 REINFORCE = dict(scale="none", trust="cispo", cap=1e9, loss_aggregation="constant")
 PRESETS = {
@@ -170,10 +166,8 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
         J = clipped.detach() * A * logprobs
     masked = (A < 0) & (pooled(old_logprobs - logprobs, mask, "sequence") > hp.mask_threshold)
     J = J.masked_fill(masked, 0.0)
-    metrics = {
-        "clip_low": ((ratio < clipped) & (A < 0) | masked).sum(),
-        "clip_high": ((ratio > clipped) & (A > 0)).sum(),
-    }
+    metrics = {"clip_low": ((ratio < clipped) & (A < 0) | masked).sum()}
+    metrics["clip_high"] = ((ratio > clipped) & (A > 0)).sum()
     if ref_logprobs is not None:
         d = logprobs - torch.where(mask, ref_logprobs, 0.0)
         metrics["kl"] = kl_estimate(d.detach()).sum()

@@ -183,8 +183,8 @@ MUTANTS = [
     (
         "the better answer",
         "stages/reward_model.py",
-        "return better - worse",
-        "return worse - better",
+        "return -pair_scores(",
+        "return pair_scores(",
         ("test_r1", "preference_and_is"),
     ),
     (
@@ -322,7 +322,7 @@ MUTANTS = [
     ),
     (
         "the critic's rate",
-        "train.py",
+        "start/compose.py",
         'getattr(hp, f"{name}_lr", lr)',
         "lr",
         ("test_update", "naive and ppo"),
@@ -568,8 +568,8 @@ MUTANTS = [
     (
         "whose response is judged",
         "evaluate.py",
-        "judge(problems[i // n]",
-        "judge(problems[i % len(problems)]",
+        "asked = [problems[i // n]",
+        "asked = [problems[i % len(problems)]",
         ("test_update", "own_responses"),
     ),
     (

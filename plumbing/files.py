@@ -14,16 +14,18 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def writing(path):
-    """A full disk (a quota, a limit) ends the program with one line."""
+    """What the disk refuses, a full one say, ends the program with one line."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         # torch.save hides the error of the disk behind one of its own
         cause = error if isinstance(error, OSError) else error.__context__
-        if getattr(cause, "errno", None) not in FULL:
+        if not isinstance(cause, OSError):
             raise
-        free = shutil.disk_usage(os.path.dirname(path) or ".").free
-        raise SystemExit(f"{path}: {cause.strerror}: {free:,} bytes free") from None
+        reason = cause.strerror
+        if cause.errno in FULL:
+            reason += f": {shutil.disk_usage(os.path.dirname(path) or '.').free:,} bytes free"
+        raise SystemExit(f"{path}: {reason}") from None
 
 
 @contextlib.contextmanager

@@ -66,14 +66,9 @@ def parse(argv, doc, *configs, partly=False):
                 kind = {"type": true_or_false, "nargs": "?", "const": True}
             if f.type is tuple:  # a flag that may be given several times
                 kind = {"type": str, "action": "append"}
-            group.add_argument(
-                f"--{f.name}",
-                default=argparse.SUPPRESS,
-                required=required,
-                metavar=f.type.__name__,
-                help=f"{f.metadata['help']} ({default})".replace("%", "%%"),
-                **kind,
-            )
+            help = f"{f.metadata['help']} ({default})".replace("%", "%%")
+            kind |= {"required": required, "metavar": f.type.__name__, "help": help}
+            group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, **kind)
     given, unknown = parser.parse_known_args(argv)
     if unknown and not partly:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -120,13 +120,8 @@ class RunFolder:
 
 def describe(path, flags):
     """Writes run.json: the flags of the run, the versions and the commit that it runs on."""
-    about = {
-        "flags": flags,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-    }
+    about = {"flags": flags, "commit": commit(), "threads": torch.get_num_threads()}
+    about |= {"python": platform.python_version(), "torch": torch.__version__}
     write_file(f"{path}/run.json", json.dumps(about, indent=1).encode())
 
 

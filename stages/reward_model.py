@@ -78,8 +78,7 @@ def pair_scores(critic, tokenizer, pairs):
 
 def margins(critic, tokenizer, pairs):
     """s(better) - s(worse) of each pair: (N,)."""
-    better, worse = pair_scores(critic, tokenizer, pairs).unbind(1)
-    return better - worse
+    return -pair_scores(critic, tokenizer, pairs).diff(dim=1)[:, 0]
 
 
 def as_reward(folder, flags):

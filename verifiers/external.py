@@ -48,16 +48,12 @@ class Server:
 
         RuntimeError with the server's traceback if it raises, or if it cannot start."""
         if self.process is None or self.process.poll() is not None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-B", "-m", "verifiers.external"],
-                cwd=ROOT,
-                env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,  # Ctrl-C is for the parent only
-            )
+            command = [sys.executable, "-B", "-m", "verifiers.external"]
+            settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            settings["stderr"] = subprocess.DEVNULL
+            settings["env"] = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+            settings["start_new_session"] = True  # Ctrl-C is for the parent only
+            self.process = subprocess.Popen(command, cwd=ROOT, **settings)
             if self.request(None, SECONDS_TO_START) != "started":
                 raise RuntimeError("reasoning_gym did not start")
         return self.request(arguments, 3 * SECONDS)
