@@ -266,7 +266,8 @@ def train_step(run, step):
     means = torch.tensor(values, dtype=torch.float64).nanmean(0)
     row |= zip(JUDGE_COLUMNS, means.tolist(), strict=True)
     row["reward_errors"] = run.judge.errors - errors
-    row["zero_groups"] = zero_groups(rollout, run.hp.group_size)
+    informative = rewards_differ(rollout.rewards.view(-1, run.hp.group_size))
+    row["zero_groups"] = 1 - float(informative.float().mean())
     row |= metrics
     row["responses"] = run.config.prompts_sampled * run.hp.group_size
     row["seconds"] = time.time() - began
@@ -275,11 +276,6 @@ def train_step(run, step):
     if step % 10 == 0:
         write_group(run, rollout, judged)
     return row
-
-
-def zero_groups(rollout, group_size):
-    """Share of the groups whose rewards are all equal: they have no signal."""
-    return 1 - float(rewards_differ(rollout.rewards.view(-1, group_size)).float().mean())
 
 
 # --- A run ------------------------------------------------------------------------------------

@@ -43,8 +43,6 @@ class Tokenizer:
         ValueError names the line that is damaged, or the flag that has no meaning here."""
         if chat:
             raise ValueError(f"--chat: the tokenizer of {folder} has no chat format")
-        if system:
-            raise ValueError("--system needs --chat")
         path = os.path.join(folder, "tokenizer.tiktoken")
         ranks = {}
         with open(path, "rb") as f:

@@ -63,10 +63,8 @@ def lock(folder):
 
 def model_files(folder):
     """The files of a checkpoint folder that say what the model is."""
-    files = []
-    for pattern in ("*config.json", "*.safetensors", "tokenizer*"):
-        files += glob.glob(os.path.join(glob.escape(folder), pattern))
-    return files
+    names = ("*config.json", "*.safetensors", "tokenizer*", "chat_template*")
+    return [file for name in names for file in glob.glob(f"{glob.escape(folder)}/{name}")]
 
 
 def checksums(paths):

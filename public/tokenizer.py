@@ -1,13 +1,16 @@
-"""Public tokenizers: a folder's tokenizer.json, read by the package tokenizers, and chat formats.
+"""Public tokenizers: a folder's tokenizer.json, read by the package tokenizers, and its chats.
 
-Special tokens are made by `prompt` only. Text that spells one is text: no problem can end a turn.
-Two chat formats are known, ChatML (Qwen, SmolLM2) and Llama 3's. A model's own template may add
-more, a date or a default system text; that is left out.
+A chat is written by the folder's own template, a Jinja program from outside, in Jinja's sandbox.
+Its default system text is in; today's date is not known to it, so that a run goes on tomorrow with
+the same prompts. Special tokens are made by the template only: no problem can end a turn. Text that
+spells one stays text, and is refused in a chat.
 """
 
 import json
 import os
 from pathlib import Path
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment  # torch brings it
 
 from data.tokenizer import END, OPEN
 from plumbing.checkpoint import read_json
@@ -19,8 +22,6 @@ except ImportError:  # only public checkpoints need it
     tokenizers = None
 
 BOS = "<|begin_of_text|>"  # Llama 3 was never trained without it; the other families have none
-CHATML = {"<|im_start|>", "<|im_end|>"}
-LLAMA3 = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}
 # What `save` writes as it was read.
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -28,16 +29,17 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 class Tokenizer:
     """library: a tokenizers.Tokenizer. eos_ids: what ends a response. files: what `save` writes.
 
-    opening: as in data/tokenizer.py."""
+    render: function(messages) -> the text of a chat; None: prompts are no chats. opening: as in
+    data/tokenizer.py."""
 
-    def __init__(self, library, eos_ids, files, chat=False, system="", think=False):
+    def __init__(self, library, eos_ids, files, render=None, system="", think=False):
         self.library = library
         self.vocabulary = library.get_vocab()  # {token: id}
         self.vocab_size = max(self.vocabulary.values()) + 1
         self.eos_ids = eos_ids
         self.eos_id = eos_ids[0]  # the one to end a text with
         self.files = files
-        self.chat = chat
+        self.render = render
         self.system = system
         self.opening = OPEN if think else ""
 
@@ -50,11 +52,8 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         library = read_library(path)
         vocabulary = library.get_vocab()
-        if system and not chat:
-            raise ValueError("--system needs --chat")
-        if chat and not (vocabulary.keys() >= CHATML or vocabulary.keys() >= LLAMA3):
-            raise ValueError(f"--chat: the tokenizer of {folder} has no chat format known here")
         about = read_optional(folder / "tokenizer_config.json")
+        render = chat_renderer(folder, about) if chat else None
         begins = about.get("add_bos_token") or library.encode("").ids
         if begins and BOS not in vocabulary:
             raise ValueError(f"{path}: of tokens that begin every text only {BOS} is known here")
@@ -67,7 +66,7 @@ class Tokenizer:
         # all of them, since a model's config.json is written without
         generation["eos_token_id"] = eos_ids
         files["generation_config.json"] = json.dumps(generation, indent=1).encode()
-        return cls(library, eos_ids, files, chat, system, think)
+        return cls(library, eos_ids, files, render, system, think)
 
     def save(self, folder):
         os.makedirs(folder, exist_ok=True)
@@ -88,30 +87,45 @@ class Tokenizer:
         return self.library.decode(ids, skip_special_tokens=False)
 
     def prompt(self, problem):
-        """The ids that a response continues: problem["prompt"], or with `chat` turns of a chat.
+        """The ids that a response continues: problem["prompt"], or with `render` a chat.
 
         The user's turn is problem["user"] if the problem has one."""
-        ids = [self.vocabulary[BOS]] if BOS in self.vocabulary else []
-        if not self.chat:
+        if self.render is None:
+            ids = [self.vocabulary[BOS]] if BOS in self.vocabulary else []
             return ids + self.encode(problem["prompt"] + self.opening)
-        if self.system:
-            ids += self.turn("system", self.system) + self.turn_end()
-        ids += self.turn("user", problem.get("user", problem["prompt"])) + self.turn_end()
-        return ids + self.turn("assistant", self.opening)
+        turns = {"system": self.system, "user": problem.get("user", problem["prompt"])}
+        messages = [{"role": role, "content": text} for role, text in turns.items() if text]
+        for token in self.library.get_added_tokens_decoder().values():
+            if token.special and any(token.content in text for text in turns.values()):
+                raise ValueError(f"--chat: {token.content} stands in the text of a turn, {turns}")
+        self.library.encode_special_tokens = False
+        ids = self.encode(self.render(messages) + self.opening)
+        self.library.encode_special_tokens = True
+        return ids
 
-    def turn(self, role, text):
-        """The ids of a turn of a chat, up to the end of its text."""
-        special = self.vocabulary
-        if special.keys() >= CHATML:
-            return [special["<|im_start|>"], *self.encode(f"{role}\n{text}")]
-        header = [special["<|start_header_id|>"], *self.encode(role), special["<|end_header_id|>"]]
-        return header + self.encode(f"\n\n{text}")
 
-    def turn_end(self):
-        """The ids that close a turn."""
-        if self.vocabulary.keys() >= CHATML:
-            return [self.vocabulary["<|im_end|>"], *self.encode("\n")]
-        return [self.vocabulary["<|eot_id|>"]]
+def chat_renderer(folder, about):
+    """The chat template of a folder as function(messages) -> text. ValueError names the folder.
+
+    about: its tokenizer_config.json. A template that never ends is not noticed."""
+    template = about.get("chat_template")
+    if (folder / "chat_template.jinja").exists():
+        template = (folder / "chat_template.jinja").read_text("utf-8")
+    if not isinstance(template, str):
+        raise ValueError(f"--chat: the tokenizer of {folder} has no chat template")
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    known = {"add_generation_prompt": True}
+    for name in ("bos_token", "eos_token"):
+        token = about.get(name) or ""
+        known[name] = token["content"] if isinstance(token, dict) else token
+
+    def render(messages):
+        try:
+            return environment.from_string(template).render(messages=messages, **known)
+        except Exception as error:
+            raise ValueError(f"--chat: the template of {folder}: {error}") from None
+
+    return render
 
 
 def read_library(path):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from data.tokenizer import Tokenizer
 from model import GPT
 from plumbing.flags import Flags, flag
 
@@ -39,11 +38,10 @@ def load_tokenizer(folder, flags, model):
 
     ValueError if it has more tokens than the model, or ours fewer: then its end is missing."""
     is_ours = os.path.exists(os.path.join(folder, "tokenizer.tiktoken"))
-    if is_ours:
-        tokenizer_class = Tokenizer
-    else:
-        tokenizer_class = importlib.import_module("public.tokenizer").Tokenizer
-    tokenizer = tokenizer_class.load(folder, flags.chat, flags.system, flags.think)
+    module = importlib.import_module("data.tokenizer" if is_ours else "public.tokenizer")
+    if flags.system and not flags.chat:
+        raise ValueError("--system needs --chat")
+    tokenizer = module.Tokenizer.load(folder, flags.chat, flags.system, flags.think)
     size = model.config.vocab_size
     if tokenizer.vocab_size > size or (is_ours and tokenizer.vocab_size < size):
         raise ValueError(f"{folder}: {tokenizer.vocab_size} tokens, but a model for {size}")

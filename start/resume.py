@@ -123,8 +123,7 @@ def open_run(run, state):
             if inputs_before.get(path) != inputs.get(path):
                 raise ValueError(f"{path} is not what it was when the run began")
         saved = [(run.optimizer, state["optimizer"])]
-        for name, net in networks_of(run).items():
-            saved.append((net, state["nets"].get(name, {})))
+        saved += [(net, state["nets"].get(name, {})) for name, net in networks_of(run).items()]
         for weights in state.get("past", []):
             run.past.append(copy.deepcopy(run.nets.policy))
             saved.append((run.past[-1], weights))

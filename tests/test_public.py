@@ -18,6 +18,7 @@ from plumbing import checkpoint
 from public import tokenizer as public_tokenizer
 from public.tokenizer import Tokenizer
 from sampler import sample
+from start.compose import ModelFlags, load_tokenizer
 
 LLAMA31 = {
     "rope_type": "llama3",
@@ -348,12 +349,10 @@ def test_ranks_by_hand():
 
 
 def test_our_tokenizer_has_one_line_for_what_it_refuses(tmp_path):
-    for flags, words in (
-        ({"chat": True}, "--chat: .*data/base has no chat format"),
-        ({"system": "x"}, "--system needs --chat"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            OurTokenizer.load("data/base", **flags)
+    with pytest.raises(ValueError, match="--chat: .*data/base has no chat format"):
+        OurTokenizer.load("data/base", chat=True)
+    with pytest.raises(ValueError, match="--system needs --chat"):
+        load_tokenizer("data/base", ModelFlags(system="x"), GPT.load("data/base"))
     path = tmp_path / "tokenizer.tiktoken"
     path.write_bytes(b"YQ== 0\n\xff 1\n")
     with pytest.raises(ValueError, match="tokenizer.tiktoken:2: "):
@@ -399,10 +398,10 @@ CORPUS = 3 * (
 )
 
 
-def write(folder, kind, **changes):
+def write(folder, kind, template=None, **changes):
     """A folder with a tokenizer.json, trained on CORPUS, in which `changes` are entries to set.
 
-    <think> is an added token that text can make, as in Qwen3."""
+    <think> is an added token that text can make, as in Qwen3. template: of a chat."""
     tokenizers = pytest.importorskip("tokenizers")
     pre_tokenizers, processors = tokenizers.pre_tokenizers, tokenizers.processors
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -435,6 +434,10 @@ def write(folder, kind, **changes):
     entries = json.loads(library.to_str()) | changes
     (folder / "tokenizer.json").write_text(json.dumps(entries))
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0], "top_k": 7}')
+    if template:
+        about = {"chat_template": template, "eos_token": {"content": "e"}}
+        about["bos_token"] = SPECIAL[kind][0]
+        (folder / "tokenizer_config.json").write_text(json.dumps(about))
     return folder
 
 
@@ -478,12 +481,17 @@ def test_ids_are_those_of_the_public_tokenizer(kind, tmp_path):
 
 
 def test_special_tokens_are_not_made_from_text(tmp_path):
-    tokenizer = Tokenizer.load(write(tmp_path, "qwen"), chat=True, system="<|im_end|>")
+    folder = write(tmp_path, "qwen", template=CHATML_TEMPLATE)
+    tokenizer = Tokenizer.load(folder, chat=True, system="Be brief.")
     for text in ("<|im_end|>", "a <|im_start|>system\n<|endoftext|>", "<|im_end|>" * 5):
         ids = tokenizer.encode(text)
         assert min(ids) > 2 and tokenizer.decode(ids) == text
-        prompt = tokenizer.prompt({"prompt": text})
-        assert [i for i in prompt if i < 3] == [1, 2, 1, 2, 1]
+        with pytest.raises(ValueError, match=r"--chat: <\|.*\|> stands in the text"):
+            tokenizer.prompt({"prompt": text})
+        with pytest.raises(ValueError, match=r"--chat: <\|.*\|> stands in the text"):
+            Tokenizer.load(folder, chat=True, system=text).prompt({"prompt": "x"})
+    assert [i for i in tokenizer.prompt({"prompt": "x"}) if i < 3] == [1, 2, 1, 2, 1]
+    assert min(tokenizer.encode("<|im_end|>")) > 2  # as before the chat
     assert len(tokenizer.encode("<think>")) == 1  # an ordinary word of this vocabulary
     assert tokenizer.decode(tokenizer.encode("\ud800")) == "?"
 
@@ -536,13 +544,28 @@ def test_what_is_saved_is_what_was_loaded(tmp_path):
 
 CHATML_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-    "{% endfor %}{{ '<|im_start|>assistant\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3_TEMPLATE = (
-    "{{ '<|begin_of_text|>' }}{% for m in messages %}"
-    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content + '<|eot_id|>' }}"
-    "{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "
+    "'<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
+# With a default system text and white space round the blocks, as the templates of Qwen2.5.
+DEFAULT_TEMPLATE = """
+{%- if messages[0].role != 'system' %}
+    {{- '<|im_start|>system\\nYou are a helper.<|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}
+    {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}
+    {% if not loop.last %}
+
+    {% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
 
 
 def test_chat_by_hand(tmp_path):
@@ -553,7 +576,7 @@ def test_chat_by_hand(tmp_path):
         return result
 
     problem = {"prompt": "not asked in a chat", "user": "2+2?"}
-    qwen = write(tmp_path / "qwen", "qwen")
+    qwen = write(tmp_path / "qwen", "qwen", CHATML_TEMPLATE)
     chat = Tokenizer.load(qwen, chat=True)
     want = ids(chat, 1, "user\n2+2?", 2, "\n", 1, "assistant\n")
     assert chat.prompt(problem) == chat.prompt({"prompt": "2+2?"}) == want
@@ -563,7 +586,7 @@ def test_chat_by_hand(tmp_path):
     thinking = Tokenizer.load(qwen, think=True)
     assert thinking.prompt({"prompt": "2+2?"}) == ids(chat, "2+2?<think>\n")
 
-    llama = write(tmp_path / "llama", "llama")
+    llama = write(tmp_path / "llama", "llama", LLAMA3_TEMPLATE)
     chat = Tokenizer.load(llama, chat=True)
     turns = [2, "user", 3, "\n\n2+2?", 4, 2, "assistant", 3]
     assert chat.prompt(problem) == ids(chat, 0, *turns, "\n\n")
@@ -573,16 +596,32 @@ def test_chat_by_hand(tmp_path):
     assert thinking.prompt({"prompt": "2+2?"}) == ids(chat, 0, "2+2?<think>\n")
 
 
-@pytest.mark.parametrize("kind, template", [("qwen", CHATML_TEMPLATE), ("llama", LLAMA3_TEMPLATE)])
-def test_chat_is_that_of_the_public_template(kind, template, tmp_path):
+@pytest.mark.parametrize(
+    "kind, template",
+    [
+        ("qwen", CHATML_TEMPLATE),
+        ("llama", LLAMA3_TEMPLATE),
+        ("smollm2", DEFAULT_TEMPLATE),
+        ("qwen", "{% set n = namespace(x=1) %}{{ n.x }}{% for i in range(3) %}{{ i }}{% endfor %}"),
+    ],
+)
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+def test_chat_is_that_of_the_public_template(kind, template, place, tmp_path):
     transformers = pytest.importorskip("transformers")
-    path = write(tmp_path, kind) / "tokenizer.json"
-    public = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), chat_template=template)
+    write(tmp_path, kind, template)
+    if place == "chat_template.jinja":  # it comes before the other
+        write(tmp_path, kind, "not this")
+        (tmp_path / place).write_text(template)
+    public = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"),
+        chat_template=template,
+        bos_token=SPECIAL[kind][0],
+    )
     for system, user in (
         ("", "2+2?"),
         ("Be brief.", "Make 24 from 1 2 3 4.\n\nShow it."),
         ("été\n", "\n 12  \n"),
-        ("{role}", "{text} %s {{ x }}"),
+        ("{role}", "{text} %s {{ x }} <b>&amp;</b>"),
     ):
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": user})
@@ -592,10 +631,28 @@ def test_chat_is_that_of_the_public_template(kind, template, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "template, words",
+    [
+        ("{% for m in", "unexpected|Expected"),
+        ("{{ raise_exception('no system turn') }}", "raise_exception"),
+        ("{{ messages[3].content.x }}", "no element|undefined"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|safely"),
+        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "unsafe|undefined"),
+        ("{{ range(10 ** 9) | list }}", "[Rr]ange too big"),
+        ("{% include 'x' %}", "loader"),
+    ],
+)
+def test_a_template_that_fails_or_reaches_out_is_one_line(template, words, tmp_path):
+    chat = Tokenizer.load(write(tmp_path, "qwen", template), chat=True)
+    with pytest.raises(ValueError, match=f"--chat: the template of .*({words})"):
+        chat.prompt({"prompt": "x"})
+
+
+@pytest.mark.parametrize(
     "kind, changes, flags, words",
     [
-        ("gpt2", {}, {"chat": True}, "--chat: .* no chat format"),
-        ("qwen", {}, {"system": "x"}, "--system needs --chat"),
+        ("gpt2", {}, {"chat": True}, "--chat: .* no chat template"),
         ("qwen", {"model": None}, {}, "tokenizer.json"),
         ("qwen", {"pre_tokenizer": {"type": "Unheard"}}, {}, "tokenizer.json"),
         ("qwen", {"added_tokens": [3]}, {}, "tokenizer.json"),
