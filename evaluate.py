@@ -66,12 +66,12 @@ def judge_all(judge, problems, rollout):
 
     SystemExit that names a response whose accuracy is infinite, or too large to train on."""
     ids = rollout.response_ids.tolist()
-    lengths = rollout.lengths.tolist()
     n = len(ids) // len(problems)
     asked = [problems[i // n] for i in range(len(ids))]
-    responses = [ids[i][: lengths[i]] for i in range(len(ids))]
-    with ThreadPoolExecutor(judge.workers) as pool:
-        judge_each = pool.map if judge.workers > 1 else map
+    responses = [row[:T] for row, T in zip(ids, rollout.lengths.tolist(), strict=True)]
+    workers = getattr(judge, "workers", 1)  # a function has none
+    with ThreadPoolExecutor(workers) as pool:
+        judge_each = pool.map if workers > 1 else map
         bar = {"total": len(ids), "desc": "judge", "delay": 2, "leave": False, "disable": None}
         judged = list(tqdm(judge_each(judge, asked, responses), **bar))
     for facts in judged:

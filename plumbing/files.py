@@ -5,6 +5,7 @@ import errno
 import glob
 import os
 import shutil
+import sys
 import zlib
 
 from filelock import FileLock, Timeout
@@ -25,7 +26,8 @@ def writing(path):
         reason = cause.strerror
         if cause.errno in FULL:
             reason += f": {shutil.disk_usage(os.path.dirname(path) or '.').free:,} bytes free"
-        raise SystemExit(f"{path}: {reason}") from None
+        print(f"{path}: {reason}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 @contextlib.contextmanager

@@ -29,8 +29,7 @@ class Flags:
             value = getattr(self, f.name)
             least, most = f.metadata["at_least"], f.metadata["at_most"]
             if isinstance(value, (int, float)) and not least <= value <= most:
-                limits = f"at least {least} is needed, at most {most:,}"
-                raise ValueError(f"--{f.name} {value}: {limits}")
+                raise ValueError(f"--{f.name} {value}: at least {least}, at most {most:,}")
             choices = f.metadata["choices"]
             if choices is not None and value not in choices:
                 raise ValueError(f"--{f.name} {value}: choose from {', '.join(choices)}")

@@ -153,25 +153,34 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, name):
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, capsys, name):
     path = tmp_path / name
     if not name.endswith(".csv"):
         path.write_text("old")
     with largest_file(3000), pytest.raises(SystemExit) as stop:
         WRITERS[name](str(path))
-    assert re.fullmatch(rf"{path}: File too large: [\d,]+ bytes free", stop.value.code)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert re.fullmatch(rf"{path}: File too large: [\d,]+ bytes free\n", said)
     assert not [left for left in names_in(tmp_path) if left.endswith(".tmp")]
     if not name.endswith(".csv"):
         assert path.read_text() == "old"
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_the_disk_refuses_is_one_line(tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit) as stop:
+        WRITERS[name](str(tmp_path / name))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"{tmp_path}/{name}: Is a directory\n"
+
+
 def test_a_run_whose_disk_is_full_goes_on_from_the_checkpoint_before(finished, capsys):  # noqa: F811
     state = (finished / "state.pt").read_bytes()
-    with (
-        largest_file(10**6),
-        pytest.raises(SystemExit, match="state.pt: File too large: .* free"),
-    ):
+    with largest_file(10**6), pytest.raises(SystemExit):
         resume(finished, steps=2)
+    assert re.search("state.pt: File too large: .* free\n$", capsys.readouterr().err)
     assert (finished / "state.pt").read_bytes() == state
     resume(finished, steps=2)
     assert [row["step"] for row in metrics(finished)] == ["1", "2"]
@@ -202,8 +211,8 @@ def test_a_log_that_lost_its_end_is_whole_again(finished):  # noqa: F811
     os.truncate(finished / "metrics.csv", 10)
     os.remove(finished / "samples.txt")
     resume(finished, steps=1)
-    for name in ("metrics.csv", "samples.txt"):
-        assert contents(finished)[name] == before[name]
+    for path in (f"{finished}/metrics.csv", f"{finished}/samples.txt"):
+        assert contents(finished)[path] == before[path]
 
 
 def test_a_tokenizer_that_lost_its_end_is_refused(capsys, tmp_path):

@@ -822,7 +822,7 @@ def test_foreign_weights_are_refused(capsys, tmp_path, damage):
         (b'{"prompt": "a"', "delimiter"),
         (b"[1]", "list"),
         (b'{"prompt": "a"}', "answer"),
-        (b'{"prompt": "a", "answer": 3}', "answer"),
+        (b'{"prompt": "a", "answer": [3]}', "answer"),
         (b'{"prompt": "", "answer": "3"}', "prompt"),
         (b"\xff\xfe", "utf-8"),
         (b"[" * 100_000, ""),
