@@ -1,6 +1,6 @@
 """Makes a study folder out of run folders.
 
-    python bench/collect.py out/grpo-? out/ppo-? --out results/NAME
+    python bench/collect.py out/grpo-? out/ppo-? --out results/NAME       --add: to what is there
 
 metrics.csv, eval.csv and held_out.csv hold the rows of all runs, with run and seed in front;
 runs.csv has a line a run: seed, commit, torch, threads, and the flags that differ from the
@@ -79,14 +79,20 @@ def main():
     )
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--add", action="store_true", help="keep the other runs of --out")
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
-    for file in FILES:
-        rows = read_rows(args.runs, file)
+    new = {run_and_seed(folder) for folder in args.runs}
+    for file in (*FILES, "runs.csv"):
+        old = read_rows([args.out], file) if args.add else []
+        rows = [row for row in old if (row["run"], row["seed"]) not in new]
+        if file == "runs.csv":
+            rows += [describe(folder) for folder in args.runs]
+        else:
+            rows += read_rows(args.runs, file)
         if rows:
             write_csv(os.path.join(args.out, file), rows)
-    write_csv(os.path.join(args.out, "runs.csv"), [describe(folder) for folder in args.runs])
-    text = samples(args.runs)
+    text = "" if args.add else samples(args.runs)
     if text:
         with open(os.path.join(args.out, "samples.txt"), "w", encoding="utf-8") as f:
             f.write(text)

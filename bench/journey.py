@@ -1,6 +1,7 @@
 """The panels of plot.py for the stages of a pipeline, one after the other.
 
     python bench/journey.py out/r1/{0-zero,1-cold-start,2-reasoning} --out journey.png
+    python bench/journey.py results/r1 --stages 0-zero 1-cold-start --out journey.png
 
 Each stage is as wide as any other.
 """
@@ -26,8 +27,9 @@ def place(groups):
                     row["step"] = str(i + int(row["step"]) / last)
 
 
-def draw(folders):
+def draw(folders, stages=None):
     groups = plot.read_runs(folders)
+    groups = {name: groups[name] for name in stages or groups}
     place(groups)
     figure = plot.draw(groups)
     for axis in figure.axes:
@@ -41,10 +43,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", help="folders of runs, in their order")
+    parser.add_argument("--stages", nargs="*", help="of a study's runs those to draw")
     parser.add_argument("--out", required=True, help="the picture, a .png file")
     args = parser.parse_args()
     with one_line_errors():
-        plot.save(draw(args.folders), args.out)
+        plot.save(draw(args.folders, args.stages), args.out)
 
 
 if __name__ == "__main__":
