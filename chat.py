@@ -61,9 +61,8 @@ def main(argv=None):
         config = fill(Config, parse(argv, __doc__, Config))
         model = load_model(config.model, config)
         tokenizer = load_tokenizer(config.model, config, model)
-        prompts = [config.prompt] if config.prompt else map(str.strip, sys.stdin)
         try:
-            for prompt in prompts:
+            for prompt in [config.prompt] if config.prompt else map(str.strip, sys.stdin):
                 respond(config, model, tokenizer, prompt)
         except KeyboardInterrupt:
             print(PLAIN)

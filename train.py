@@ -331,13 +331,14 @@ def train(run, stop):
     """The steps of a run. It is saved before each evaluation, which a stop may cut off."""
     config = run.config
     columns = PRINTED | dict.fromkeys(run.algo.SHOWN, ".4f")
+    first = run.step
     for step in range(run.step, config.steps):
         if step > 0 and config.evaluates_at(step):
             judge_main_set(run)
         with stop.delayed():
             row = train_step(run, step)
             run.step = step + 1
-            if step % 20 == 0:
+            if (step - first) % 20 == 0:
                 print(" ".join(f"{name[:11]:>11}" for name in columns))
             print(" ".join(f"{row[name]:11{form}}" for name, form in columns.items()), flush=True)
             run.folder.metrics.write_row(row)
