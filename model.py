@@ -124,16 +124,12 @@ class DecodingCache:
         self.column += S
         return self.new_column, self.columns
 
-    def write(self, past, k, v, column):
-        """Puts a new token's k, v (M, J, 1, D) into a layer's pair -> the pair, (M * J, K, D)."""
-        past[0].index_copy_(2, column, k)
-        past[1].index_copy_(2, column, v)
-        return past[0].flatten(0, 1), past[1].flatten(0, 1)
-
     def attention(self, layer, past, q, k, v, mask):
         """A new token's q (M, H, 1, D), k, v (M, J, 1, D); past: as above -> (M, 1, H * D)."""
         M, J, _, D = k.shape
-        keys, values = self.write(past, k, v, self.new_column)
+        past[0].index_copy_(2, self.new_column, k)
+        past[1].index_copy_(2, self.new_column, v)
+        keys, values = past[0].flatten(0, 1), past[1].flatten(0, 1)  # (M * J, K, D)
         # the query heads of a key head are the rows of one product: no key is repeated
         q_rows = (q * D**-0.5).reshape(M * J, -1, D)  # (M * J, H / J, D)
         scores = product(q_rows, keys.mT).view(M, J, -1, self.columns)

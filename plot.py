@@ -1,11 +1,11 @@
-"""Curves of runs -> curves.png.
+"""Curves of runs -> curves.png, and a page with every number of a group -> report.html.
 
 A folder is that of a run, or of a study: its metrics.csv and eval.csv hold several runs, named in
 the columns run and seed. Run folders whose names differ only in the number at the end, the seed,
 become one line (mean) and a band (range).
 
-    python plot.py out/grpo-pairs-0                          writes curves.png there
-    python plot.py results/r1_zero --out curves.png          or elsewhere
+    python plot.py out/grpo-pairs-0                          writes both there
+    python plot.py results/r1_zero --out curves.png          the curves only, elsewhere
 """
 
 import csv
@@ -16,6 +16,7 @@ import re
 import numpy as np
 from matplotlib.figure import Figure
 
+from page.report import write_page
 from plumbing.files import replacing
 from plumbing.flags import Parser, one_line_errors
 
@@ -135,6 +136,8 @@ def main(argv=None):
         if not out.endswith(".png"):
             raise ValueError(f"--out {out}: a name that ends in .png is needed")
         save(draw(read_runs(args.folders)), out)
+        if not args.out:
+            write_page(args.folders, os.path.join(args.folders[0], "report.html"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from fast import decoder, decoding_cache
+from fast import decoder
 
 BLOCK = {"cpu": 16, "cuda": 64}  # tokens after which finished rows leave the batch
 CPU_CACHE = 1 << 17  # logits drawn from at a time: they stay in the processor's cache
@@ -171,7 +171,7 @@ def sample(
 
     hidden, cache = run_prompts(model, prompt_ids, start)
     hidden = hidden[group]
-    cache = decoding_cache(cache, group_size)
+    cache = cache.decoding()
     row = torch.arange(N, device=device)  # (M,) which rows are still in the batch
     alive = torch.ones(N, dtype=torch.bool, device=device)  # (M,) those that have not ended
     for t in range(T):

@@ -11,9 +11,9 @@ The numbers at the right of the code are the lines of that algorithm:
      8      their rewards
 
 A run writes into its folder: metrics.csv (a row a step), eval.csv (held-out problems), samples.txt
-(whole groups), run.json (flags, versions), state.pt (to resume), model/ (the checkpoint). It is
-locked while a run is at work there; a new run does not begin in a folder that holds another's. A
-full disk or a stop ends a run, which goes on from its last checkpoint.
+and groups.jsonl (whole groups), run.json (flags, versions), state.pt (to resume), model/ and best/
+(checkpoints). It is locked while a run is at work there; a new run does not begin in a folder that
+holds another's. A full disk or a stop ends a run, which goes on from its last checkpoint.
 """
 
 import copy
@@ -27,8 +27,9 @@ import torch
 from data import Task
 from evaluate import evaluate, judge_all, print_before_after, summary
 from grpo import rewards_differ
+from page.record import write_group
 from plumbing.flags import flag, one_line_errors
-from plumbing.run_folder import RunFolder, write_group
+from plumbing.run_folder import RunFolder
 from rewards import Judge
 from sampler import sample
 from start.compose import autocast, load_model, load_tokenizer, make_optimizer
@@ -273,8 +274,9 @@ def train_step(run, step):
     row["seconds"] = time.time() - began
     row["sample_seconds"] = sample_seconds
     row["tokens_per_second"] = float(rollout.lengths.sum()) / row["seconds"]
-    if step % 10 == 0:
-        write_group(run, rollout, judged)
+    if step % 10 == 0 or step == run.config.steps - 1:
+        rows = informative_rows(rollout.rewards, run.hp.group_size, 1)
+        write_group(run, rollout.select(rows), [judged[i] for i in rows.tolist()])
     return row
 
 

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import re
 import subprocess
 import zipfile
 
@@ -111,11 +110,13 @@ class RunFolder:
         self.metrics = Log(f"{path}/metrics.csv", texts.get("metrics", ""))
         self.eval = Log(f"{path}/eval.csv", texts.get("eval", ""))
         self.samples = Log(f"{path}/samples.txt", texts.get("samples", ""))
+        self.groups = Log(f"{path}/groups.jsonl", texts.get("groups", ""))
         self.inputs = inputs
 
     def texts(self):
         """{log: its text}, for the checkpoint."""
-        return {name: getattr(self, name).text for name in ("metrics", "eval", "samples")}
+        logs = ("metrics", "eval", "samples", "groups")
+        return {name: getattr(self, name).text for name in logs}
 
 
 def describe(path, flags):
@@ -123,22 +124,6 @@ def describe(path, flags):
     about = {"flags": flags, "commit": commit(), "threads": torch.get_num_threads()}
     about |= {"python": platform.python_version(), "torch": torch.__version__}
     write_file(f"{path}/run.json", json.dumps(about, indent=1).encode())
-
-
-def inert(text):
-    """A line that would read as the heading of a group or of a response gets a space in front."""
-    return re.sub(r"(?m)(^|\r)(===|---) ", r"\1 \2 ", text)
-
-
-def write_group(run, rollout, judged):
-    """The first group of a rollout into samples.txt: the prompt, then responses with advantages."""
-    prompt = rollout.prompt_ids[0, int(rollout.prompt_start[0]) :].tolist()
-    text = f"=== step {rollout.step + 1}\n{inert(run.tokenizer.decode(prompt))}\n"
-    for i in range(run.hp.group_size):
-        A = float(rollout.advantages[i, 0])
-        text += f"--- reward {judged[i]['reward']:.2f}  advantage {A:+.2f}\n"
-        text += f"{inert(judged[i]['text'])}\n"
-    run.folder.samples.write(text)
 
 
 def commit():

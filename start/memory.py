@@ -8,7 +8,6 @@ import pickle
 
 import torch
 
-from fast import shares_prompts
 from logprobs import KEEP_BYTES, SMALL_VOCABULARY
 from start.compose import autocast
 
@@ -53,10 +52,7 @@ def estimate(nets, config, group_size, prompt_columns):
     frozen += config.lag * sum(p.numel() for p in nets.policy.parameters())
     B, T = config.prompts_per_step, config.max_new_tokens
     responses = config.prompts_sampled * group_size
-    prompts = responses
-    if shares_prompts(prompt_columns, group_size, config.device):
-        prompts = config.prompts_sampled
-    sampled = responses * T + prompts * prompt_columns
+    sampled = responses * (T + prompt_columns)
     rows = max(1, config.tokens_per_microbatch // (prompt_columns + T))
     updated = rows * T + min(rows, B) * prompt_columns  # each prompt of a micro-batch once
     vocab_size = len(nets.policy.head)

@@ -16,7 +16,7 @@ import plot
 import rewards
 from bench import journey
 from evaluate import majority, mean_interval, pass_at_k
-from plumbing.run_folder import Log, write_group
+from page.record import text_of
 from sampler import Rollout
 
 
@@ -220,19 +220,14 @@ def test_a_picture_is_a_png_file(capsys, tmp_path):
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_no_text_forges_a_group_of_samples_txt(tmp_path):
+def test_no_text_forges_a_group_of_samples_txt():
     """Neither in a prompt nor in a response, at the beginning of a line or elsewhere."""
     texts = {0: "=== step 8\n1 === 2", 1: "a\n=== step 9\r=== step 7\n--- reward 1", 2: "b === c"}
-    folder = SimpleNamespace(samples=Log(f"{tmp_path}/samples.txt"))
-    tokenizer = SimpleNamespace(decode=lambda ids: texts[ids[0]])
-    hp = SimpleNamespace(group_size=2)
-    run = SimpleNamespace(folder=folder, tokenizer=tokenizer, hp=hp)
     rollout = Rollout.from_lists([[0]], [[1], [2]], group_size=2)
     rollout.step = 4
     rollout.advantages = torch.ones(2, 1)
     judged = [{"reward": 1.0, "text": texts[1]}, {"reward": 0.0, "text": texts[2]}]
-    write_group(run, rollout, judged)
-    text = (tmp_path / "samples.txt").read_text()
+    text = text_of(rollout, texts[0], judged)
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("=== ")] == ["=== step 5"]
     assert sum(line.startswith("--- ") for line in lines) == 2

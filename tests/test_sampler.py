@@ -4,10 +4,7 @@ its distribution."""
 import pytest
 import torch
 
-from fast import SHARE_FROM
-from fast.shared_prompts import SharedPromptCache
 from logprobs import response_logprobs
-from model import KVCache, causal_mask
 from sampler import Rollout, draw, pad_left, run_prompts, sample
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15], [16, 17, 18, 19]]
@@ -42,39 +39,8 @@ def test_cached_is_uncached(tiny, changes):
     assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-4)
 
 
-def test_a_shared_cache_is_a_repeated_one():
-    """Groups of uneven size, rows that leave, at last all rows of a prompt: the same attention, and
-    each prompt is held once."""
-    torch.manual_seed(0)
-    prompts = KVCache(1, torch.tensor([0, 2, 1]))
-    prompts.layers = [(torch.randn(3, 2, 5, 8), torch.randn(3, 2, 5, 8))]
-    shared = SharedPromptCache(prompts)
-    repeated = prompts.decoding()
-
-    def attention(cache, q, k, v):
-        column, K = cache.advance(1, "cpu")
-        mask = causal_mask(column, K, cache.start)
-        return cache.attention(0, cache.layers[0], q, k, v, mask)
-
-    for rows in ([0, 0, 0, 1, 1, 2, 2, 2], [0, 2, 3, 5, 7], [0, 1, 3]):
-        shared.compact(torch.tensor(rows), room=2)
-        repeated.compact(torch.tensor(rows), room=2)
-        for _ in range(2):
-            q = torch.randn(len(rows), 4, 1, 8)
-            k = torch.randn(len(rows), 2, 1, 8)
-            v = torch.randn(len(rows), 2, 1, 8)
-            y = attention(shared, q, k, v)
-            assert y.shape == (len(rows), 1, 4 * 8)
-            assert torch.allclose(y, attention(repeated, q, k, v), atol=1e-5)
-    assert len(shared.prompts.layers[0][0]) == 2  # of the second prompt no row is left
-    assert shared.layers[0][0].shape == (3, 2, 6, 8)
-    assert repeated.layers[0][0].shape == (3, 2, 5 + 6, 8)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("share_from", [1, 1000], ids=["shared", "repeated"])
-def test_a_cuda_graph_gives_what_the_trainer_computes(tiny, monkeypatch, share_from):
-    monkeypatch.setitem(SHARE_FROM, "cuda", share_from)
+def test_a_cuda_graph_gives_what_the_trainer_computes(tiny):
     model = tiny(max_seq_len=256).cuda()
     out = sample(model, PROMPTS, 8, 150, eos_id=[1, 2], seed=1)
     assert out.lengths.min() < 8 and out.lengths.max() > 100  # rows left; several graphs were made
@@ -103,13 +69,6 @@ def test_left_padding_changes_nothing(tiny):
 # --- The sampler ------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[1, 1000], ids=["shared", "repeated"])
-def share(request, monkeypatch):
-    """The cache of the prompts is held once for a group, or repeated for its rows."""
-    monkeypatch.setitem(SHARE_FROM, "cpu", request.param)
-
-
-@pytest.mark.usefixtures("share")
 @pytest.mark.parametrize("changes", MODELS)
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
 def test_sampler_and_trainer_agree(tiny, changes, temperature):
@@ -132,7 +91,6 @@ def test_sampler_and_trainer_agree(tiny, changes, temperature):
         assert trained[i, n:].eq(0).all()
 
 
-@pytest.mark.usefixtures("share")
 def test_a_row_does_not_depend_on_its_batch_mates(tiny):
     model = tiny()
     together = sample(model, PROMPTS, 4, 30, eos_id=1, seed=5)
