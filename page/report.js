@@ -45,8 +45,9 @@ const sum = (xs) => xs.reduce((a, b) => a + b, 0);
 const mean = (xs) => sum(xs) / xs.length;
 
 // What a click or Enter does; the element can be reached with the keyboard.
-function onPress(element, act) {
+function onPress(element, act, key) {
   element.setAttribute("tabindex", "0");
+  element.setAttribute("data-key", key);  // where the focus stays when all is drawn again
   element.addEventListener("click", act);
   element.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(event); }
@@ -226,13 +227,13 @@ function chart(parent, chosen) {
     let y0 = Math.min(0, ...points.map((p) => p.low)), y1 = Math.max(...points.map((p) => p.high));
     if (y1 === y0) y1 = y0 + 1;
     const X = (s) => 40 + (310 * (s - x0)) / (x1 - x0), Y = (v) => 160 - (145 * (v - y0)) / (y1 - y0);
-    const svg = make(holder, "svg", { viewBox: "0 0 360 185", role: "img", "aria-label": select.value, tabindex: "0" });
+    const svg = make(holder, "svg", { viewBox: "0 0 360 190", role: "img", "aria-label": select.value, tabindex: "0" });
     for (const k of [0, 1, 2, 3, 4]) {
       const v = y0 + ((y1 - y0) * k) / 4;
       make(svg, "line", { x1: 40, x2: 350, y1: Y(v), y2: Y(v), stroke: "var(--line)" });
       make(svg, "text", { x: 36, y: Y(v) + 4, "text-anchor": "end" }, show(v, y1 - y0 > 20 ? 0 : 2));
     }
-    for (const s of [x0, Math.round((x0 + x1) / 2), x1]) make(svg, "text", { x: X(s), y: 178, "text-anchor": "middle" }, `${s}`);
+    for (const s of [x0, Math.round((x0 + x1) / 2), x1]) make(svg, "text", { x: X(s), y: 186, "text-anchor": "middle" }, `${s}`);
     Object.entries(lines).forEach(([, line], i) => {
       const hue = `hsl(${HUES[i % HUES.length]} 60% 50%)`;
       const band = line.map((p) => `${X(p.step)},${Y(p.high)}`).concat(line.toReversed().map((p) => `${X(p.step)},${Y(p.low)}`));
@@ -289,15 +290,15 @@ function bars(parent, group) {
   const svg = make(make(parent, "div", { class: "scroll" }), "svg", { viewBox: "0 0 720 230", role: "group", "aria-label": "advantages of the group", style: "min-width:640px" });
   make(svg, "line", { x1: 0, x2: 720, y1: 110, y2: 110, stroke: "var(--line)" });
   A.forEach((a, i) => {
-    const width = 720 / G, height = (85 * Math.abs(a)) / top;
+    const width = 720 / G, height = (74 * Math.abs(a)) / top;
     const facts = group.judged[i];
     const colour = facts.accuracy === 1 ? "var(--good)" : "var(--bad)";
     const column = make(svg, "g", { role: "button", "data-advantage": a, "aria-pressed": i === state.response, "aria-label": `response ${i + 1}, reward ${show(facts.reward, 2)}, advantage ${show(a, 2)}` });
     make(column, "rect", { x: i * width, y: 0, width, height: 230, fill: i === state.response ? "rgba(var(--blue-rgb), .12)" : "transparent" });
     make(column, "rect", { x: i * width + width * 0.18, width: width * 0.64, y: a >= 0 ? 110 - height : 110, height: Math.max(height, 1.5), fill: colour, rx: 2 });
-    make(column, "text", { x: (i + 0.5) * width, y: 215, "text-anchor": "middle" }, `${group.tokens[i].length}`);
-    make(column, "text", { x: (i + 0.5) * width, y: a >= 0 ? 104 - height : 122 + height, "text-anchor": "middle" }, show(a, 1));
-    onPress(column, () => select(i));
+    make(column, "text", { x: (i + 0.5) * width, y: 224, "text-anchor": "middle", opacity: 0.8 }, `${group.tokens[i].length}`);
+    make(column, "text", { x: (i + 0.5) * width, y: a >= 0 ? 103 - height : 124 + height, "text-anchor": "middle" }, show(a, 1));
+    onPress(column, () => select(i), `column ${i}`);
   });
   make(parent, "div", { class: "note" }, "One column a response: green is right, the height is its advantage, the number below its length in tokens.");
 }
@@ -323,8 +324,8 @@ function step(move) {
 
 function groupSection(parent, group) {
   const row = make(parent, "div", { class: "row" });
-  const back = make(row, "button", {}, "◀ before");
-  const next = make(row, "button", { class: "main" }, `${isPPO ? "PPO" : "GRPO"} steps ▶`);
+  const back = make(row, "button", { "data-key": "back" }, "◀ before");
+  const next = make(row, "button", { class: "main", "data-key": "next" }, `${isPPO ? "PPO" : "GRPO"} steps ▶`);
   back.disabled = state.group === 0;
   next.disabled = state.group === main.groups.length - 1;
   back.onclick = () => step(-1);
@@ -378,7 +379,7 @@ function cards(parent, group) {
       more.addEventListener("click", (event) => event.stopPropagation());
       marked(make(card, "pre"), lines.slice(-3).join("\n"));
     } else marked(pre, facts.text);
-    onPress(card, () => select(i));
+    onPress(card, () => select(i), `card ${i}`);
   }
 }
 
@@ -465,7 +466,7 @@ function everyNumber(parent, group) {
 }
 
 const QUESTIONS = [
-  ["All 16 rewards of a group are equal. Which way does the policy move?", "Nowhere: every reward equals the mean, so every advantage is exactly 0. Such a group costs its sampling and teaches nothing (the column zero_groups)."],
+  ["All rewards of a group are equal. Which way does the policy move?", "Nowhere: every reward equals the mean, so every advantage is exactly 0. Such a group costs its sampling and teaches nothing (the column zero_groups)."],
   ["Two wrong responses have the same advantage, −1; one is ten times as long. Which of its tokens are pushed down harder?", "Those of the short one. Each response is averaged over its own tokens, so a token of the long one has a tenth of the weight: long wrong answers are punished less a token. Choose dapo or dr_grpo above, where every token weighs the same."],
   ["The ratio of a token is 1.5, the clip 0.2 and its advantage negative. Is it clipped?", "No. min(1.5 A, 1.2 A) with A < 0 is 1.5 A: where the policy has moved the wrong way, the gradient brings it back. Only what already moved far enough the right way is clipped."],
 ];
@@ -488,6 +489,7 @@ function section(title, text) {
 
 function render() {
   const group = main.groups[state.group];
+  const key = document.activeElement?.dataset.key;
   draws.forEach((draw) => draw());
   body.replaceChildren();
   if (!group) return;
@@ -502,6 +504,7 @@ function render() {
     make(details, "summary", {}, question);
     make(details, "p", {}, answer);
   }
+  if (key) body.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
 }
 
 if (main.groups.length && !location.hash) state.response = best(main.groups[state.group]);
