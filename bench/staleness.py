@@ -85,7 +85,8 @@ def main():
     key.plot([], [], color="gray", linewidth=0.8, linestyle="--", label="grpo unchanged")
     key.legend(loc="center", frameon=False)
     seeds = max(len(seeds) for lines in panels.values() for seeds in lines.values())
-    figure.suptitle(f"{args.column} on {MAIN_SET}: mean and range of {seeds} seeds", fontsize=11)
+    what = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    figure.suptitle(f"{args.column} on {MAIN_SET}: {what}", fontsize=11)
     figure.savefig(args.out, dpi=110)
     print(f"wrote {args.out}")
 
