@@ -71,6 +71,7 @@ class Config(TaskFlags):
     eval_k: int = flag(16, "samples per held-out problem", at_least=1, at_most=10_000)
     eval_max_new_tokens: int = flag(320, "longest response in evaluation", at_least=1)
     save_every: int = flag(20, "steps between checkpoints", at_least=1)
+    inspect_every: int = flag(10, "steps between groups that are recorded", at_least=1)
 
     @property
     def prompts_sampled(self):
@@ -274,7 +275,7 @@ def train_step(run, step):
     row["seconds"] = time.time() - began
     row["sample_seconds"] = sample_seconds
     row["tokens_per_second"] = float(rollout.lengths.sum()) / row["seconds"]
-    if step % 10 == 0 or step == run.config.steps - 1:
+    if step == 0 or (step + 1) % run.config.inspect_every == 0:
         rows = informative_rows(rollout.rewards, run.hp.group_size, 1)
         write_group(run, rollout.select(rows), [judged[i] for i in rows.tolist()])
     return row

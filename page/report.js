@@ -493,7 +493,7 @@ function render() {
   draws.forEach((draw) => draw());
   body.replaceChildren();
   if (!group) return;
-  groupSection(section("One group", `Every tenth step, and at the last one, a run records one problem with all its responses: the first whose rewards differ. Step through them: accuracy climbs, responses grow, the spread of the rewards shrinks.`), group);
+  groupSection(section("One group", `Every ${flags.inspect_every ?? 10} steps a run records one problem with all its responses: the first whose rewards differ. Step through them: accuracy climbs, responses grow, the spread of the rewards shrinks.`), group);
   cards(section("Its responses", "The best first. Words of reflection are marked."), group);
   const split = make(section("One response, one token", "Choose a token (← and → move). The numbers are those of the update: log-probs of the policy that sampled, and of the policy after the step."), "div", { class: "split" });
   tokens(make(split, "div", { class: "panel" }), group);

@@ -25,9 +25,16 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 def record(folder, algo):
-    flags = ["--algo", algo, "--steps", "2", "--eval_every", "0", "--temperature", "0.9"]
-    train.main([*SMALL, *flags, "--out", str(folder)])
-    with open(folder / "groups.jsonl") as f:
+    """The groups of a run of two steps, on few problems; a response is paid for its length."""
+    folder.mkdir()
+    rows = [json.dumps({"prompt": f"User: make {i}", "answer": 1}) for i in range(40)]
+    (folder / "few.jsonl").write_text("\n".join(rows))
+    (folder / "mine.py").write_text("def f(problem, response):\n    return len(response) % 3 / 2\n")
+    flags = ["--algo", algo, "--steps", "2", "--eval_every", "0", "--inspect_every", "1"]
+    flags += ["--temperature", "0.9", "--task", str(folder / "few.jsonl")]
+    flags += ["--reward", f"{folder}/mine.py:f", "--out", str(folder / "run")]
+    train.main([*SMALL, *flags])
+    with open(folder / "run" / "groups.jsonl") as f:
         return [json.loads(line) for line in f]
 
 
@@ -38,8 +45,9 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(train.__file__.rpartition("/")[0])
         for algo in ("grpo", "ppo"):
-            folder = tmp_path_factory.mktemp(algo) / "run"
-            made[algo] = folder, record(folder, algo)
+            folder = tmp_path_factory.mktemp("page") / algo
+            groups = record(folder, algo)
+            made[algo] = folder / "run", groups
     return made
 
 

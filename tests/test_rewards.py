@@ -686,6 +686,6 @@ def test_a_megabyte_takes_no_time():
                     start = time.process_time()
                     function(text)
                     seconds = time.process_time() - start
-                    if seconds < 0.1:
+                    if seconds < 0.3:
                         break
-                assert seconds < 0.1, (shape[:10], i, seconds)
+                assert seconds < 0.3, (shape[:10], i, seconds)
