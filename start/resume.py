@@ -65,7 +65,7 @@ def parse_run(argv, doc, config_class):
 
 def inputs_of(config):
     """{file that a run reads: CRC}: of the task, the reward and the models."""
-    paths = [*config.task.split("+"), config.reward.partition(":")[0]]
+    paths = [*config.task.split("+"), *config.eval.split("+"), config.reward.partition(":")[0]]
     for folder in (config.init, config.reward_model):
         if folder:
             paths += model_files(folder)

@@ -231,11 +231,14 @@ def test_a_run_goes_on_only_with_the_files_that_it_began_with(capsys, tmp_path):
     jsonl.write(str(task), [{"prompt": f"{i}+1?", "answer": f"{i + 1}"} for i in range(40)])
     reward.write_text("def f(problem, response):\n    return len(response) % 2\n")
     init = shutil.copytree("data/base", tmp_path / "init")
+    test = shutil.copy(task, tmp_path / "test.jsonl")
     flags = f"--prompts_per_step 1 --task {task} --reward {reward}:f --init {init} {TINY}"
+    flags += f" --eval {test}"
     small_run(tmp_path / "out", flags, steps=0)
     again = ["--out", tmp_path / "out", "--resume", "--steps", 1]
     endings = {
         task: b'{"prompt": "1+99?", "answer": "100"}\n',
+        test: b'{"prompt": "1+99?", "answer": "100"}\n',
         reward: b"# another rule\n",
         init / "tokenizer.tiktoken": b"",
         init / "model.safetensors": b"",
