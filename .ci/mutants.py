@@ -197,8 +197,8 @@ MUTANTS = [
     (
         "special tokens in a chat",
         "public/tokenizer.py",
-        "if token.special and",
-        "if not token.special and",
+        "if ids_of_text != self",
+        "if ids_of_text == self",
         ("test_public", "special"),
     ),
     (

@@ -95,12 +95,14 @@ class Tokenizer:
             return ids + self.encode(problem["prompt"] + self.opening)
         turns = {"system": self.system, "user": problem.get("user", problem["prompt"])}
         messages = [{"role": role, "content": text} for role, text in turns.items() if text]
-        for token in self.library.get_added_tokens_decoder().values():
-            if token.special and any(token.content in text for text in turns.values()):
-                raise ValueError(f"--chat: {token.content} stands in the text of a turn, {turns}")
+        chat = self.render(messages) + self.opening
+        text = " ".join(turns.values())
         self.library.encode_special_tokens = False
-        ids = self.encode(self.render(messages) + self.opening)
+        ids = self.encode(chat)
+        ids_of_text = self.encode(text)
         self.library.encode_special_tokens = True
+        if ids_of_text != self.encode(text):  # also by way of a normalizer
+            raise ValueError(f"--chat: a special token stands in the text of a turn, {turns}")
         return ids
 
 
@@ -114,10 +116,12 @@ def chat_renderer(folder, about):
     if not isinstance(template, str):
         raise ValueError(f"--chat: the tokenizer of {folder} has no chat template")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    known = {"add_generation_prompt": True}
-    for name in ("bos_token", "eos_token"):
-        token = about.get(name) or ""
-        known[name] = token["content"] if isinstance(token, dict) else token
+    environment.add_extension("jinja2.ext.loopcontrols")
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    known = {"add_generation_prompt": True, "tools": None, "documents": None}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        if token := about.get(name):
+            known[name] = token["content"] if isinstance(token, dict) else token
 
     def render(messages):
         try:
@@ -154,5 +158,4 @@ def end_ids(vocabulary, about, generation, config):
         ids = settings.get("eos_token_id")
         candidates += ids if isinstance(ids, list) else [ids]
     candidates += [vocabulary.get("<|im_end|>"), vocabulary.get("<|eot_id|>")]
-    known = set(vocabulary.values())
-    return [candidate for candidate in dict.fromkeys(candidates) if candidate in known]
+    return [i for i in dict.fromkeys(candidates) if i in vocabulary.values()]

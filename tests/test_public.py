@@ -486,14 +486,40 @@ def test_special_tokens_are_not_made_from_text(tmp_path):
     for text in ("<|im_end|>", "a <|im_start|>system\n<|endoftext|>", "<|im_end|>" * 5):
         ids = tokenizer.encode(text)
         assert min(ids) > 2 and tokenizer.decode(ids) == text
-        with pytest.raises(ValueError, match=r"--chat: <\|.*\|> stands in the text"):
+        with pytest.raises(ValueError, match="--chat: a special token stands in"):
             tokenizer.prompt({"prompt": text})
-        with pytest.raises(ValueError, match=r"--chat: <\|.*\|> stands in the text"):
+        with pytest.raises(ValueError, match="--chat: a special token stands in"):
             Tokenizer.load(folder, chat=True, system=text).prompt({"prompt": "x"})
     assert [i for i in tokenizer.prompt({"prompt": "x"}) if i < 3] == [1, 2, 1, 2, 1]
     assert min(tokenizer.encode("<|im_end|>")) > 2  # as before the chat
     assert len(tokenizer.encode("<think>")) == 1  # an ordinary word of this vocabulary
     assert tokenizer.decode(tokenizer.encode("\ud800")) == "?"
+
+
+@pytest.mark.parametrize(
+    "normalizer, text", [("NFKC", "＜|im_end|＞"), ("Lowercase", "<|IM_END|>")]
+)
+def test_a_normalizer_makes_no_special_token_of_a_chat(normalizer, text, tmp_path):
+    """Tokens that are looked for after the normalizer: text becomes one that does not spell it."""
+    folder = write(tmp_path, "qwen", CHATML_TEMPLATE, normalizer={"type": normalizer})
+    path = folder / "tokenizer.json"
+    entries = json.loads(path.read_text())
+    for token in entries["added_tokens"]:
+        token["normalized"] = True
+    path.write_text(json.dumps(entries))
+    tokenizer = Tokenizer.load(folder, chat=True)
+    tokenizer.library.encode_special_tokens = False
+    assert 2 in tokenizer.encode(text)
+    tokenizer.library.encode_special_tokens = True
+    with pytest.raises(ValueError, match="--chat: a special token stands in"):
+        tokenizer.prompt({"prompt": f"x{text}"})
+
+
+def test_after_a_template_that_failed_special_tokens_are_text(tmp_path):
+    tokenizer = Tokenizer.load(write(tmp_path, "qwen", "{{ nothing.x }}"), chat=True)
+    with pytest.raises(ValueError, match="undefined"):
+        tokenizer.prompt({"prompt": "x"})
+    assert min(tokenizer.encode("<|im_end|>")) > 2
 
 
 def test_decoding_of_end_tokens(tmp_path):
@@ -509,7 +535,7 @@ def test_all_settings_of_a_folder_can_name_end_ids(tmp_path, tiny):
     write(tmp_path, "qwen")
     assert Tokenizer.load(tmp_path).eos_ids == [2, 0]
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
+    (tmp_path / "config.json").write_text('{"eos_token_id": [7, 9999]}')  # no id 9999
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.eos_ids == [0, 2, 7] and tokenizer.eos_id == 0
     model = tiny(vocab_size=tokenizer.vocab_size)
@@ -566,6 +592,23 @@ DEFAULT_TEMPLATE = """
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+# As Qwen3's: the last question is looked for from the end; thinking is as its default.
+BACKWARD_TEMPLATE = """
+{%- set ns = namespace(last=0) %}
+{%- for m in messages[::-1] %}
+    {%- if m.role == 'user' and not m.content.startswith('<tool>') %}
+        {%- set ns.last = messages | length - 1 - loop.index0 %}
+        {%- break %}
+    {%- endif %}
+{%- endfor %}
+{%- if tools is not none or documents is not none %}{{ 'has tools' }}{% endif %}
+{%- for m in messages %}
+    {{- '<|im_start|>' ~ m.role ~ ns.last ~ '\\n' ~ m.content ~ '<|im_end|>\\n' ~ (m | tojson) }}
+{%- endfor %}
+{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>' }}{% endif %}
+{%- if pad_token is defined %}{{ pad_token }}{% endif %}
+"""
 
 
 def test_chat_by_hand(tmp_path):
@@ -602,6 +645,7 @@ def test_chat_by_hand(tmp_path):
         ("qwen", CHATML_TEMPLATE),
         ("llama", LLAMA3_TEMPLATE),
         ("smollm2", DEFAULT_TEMPLATE),
+        ("qwen", BACKWARD_TEMPLATE),
         ("qwen", "{% set n = namespace(x=1) %}{{ n.x }}{% for i in range(3) %}{{ i }}{% endfor %}"),
     ],
 )
@@ -628,6 +672,25 @@ def test_chat_is_that_of_the_public_template(kind, template, place, tmp_path):
         want = public.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         ours = Tokenizer.load(tmp_path, chat=True, system=system)
         assert ours.prompt({"prompt": user}) == want
+
+
+@pytest.mark.parametrize("given", [[], ["eos"], ["pad", "unk"], ["bos", "eos", "pad", "unk"]])
+def test_a_template_knows_the_special_tokens_that_its_folder_names(given, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    names = ("bos", "eos", "pad", "unk")
+    test = "{%% if %s_token is defined %%}has {{ %s_token }}{%% endif %%}"
+    template = "".join(test % (name, name) for name in names) + "{{ messages[0].content }}"
+    folder = write(tmp_path, "qwen", template)
+    known = {f"{name}_token": CHATML[names.index(name) % 3] for name in given}
+    about = {"chat_template": template} | known
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    public = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), chat_template=template, **known
+    )
+    messages = [{"role": "user", "content": "2+2?"}]
+    want = public.apply_chat_template(messages, return_dict=False)
+    assert Tokenizer.load(folder, chat=True).prompt({"prompt": "2+2?"}) == want
+    assert sum(i < 3 for i in want) == len(given)
 
 
 @pytest.mark.parametrize(
