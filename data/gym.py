@@ -23,6 +23,8 @@ def make_problems(generator, seed, count):
             question = external.REASONING_GYM.ask(*item)
             if question:  # None: it took too long
                 problems.append({"kind": "gym", "item": item, **ask(question)})
+            elif not problems:
+                raise RuntimeError("the package does not start, or the first item takes too long")
     except RuntimeError as error:
         raise ValueError(f"--task gym:{generator}: {str(error).splitlines()[-1]}") from None
     return problems

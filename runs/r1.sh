@@ -13,7 +13,7 @@ seed=${2:-0}
 base=data/base
 . runs/stages.sh
 
-traces=400 steps=40 problems=512 documents=1500 pairs=30000 requests=400 rule_steps=30 all_steps=10
+traces=400 steps=40 problems=512 documents=1500 pairs=10000 requests=400 rule_steps=30 all_steps=10
 if [ -n "${SMALL:-}" ]; then
     traces=16 steps=1 problems=2 documents=16 pairs=64 requests=2 rule_steps=1 all_steps=1
 fi
@@ -40,16 +40,24 @@ cat "$out"/3-sft/{kept,general}.jsonl > "$out/3-sft/data.jsonl"
 tune 3-sft "${tune[@]}" --data "$out/3-sft/data.jsonl" --init $base --epochs 2
 
 heading "4. RL for all scenarios: rules first, then rules and a reward model in the last quarter of the steps"
-# The reward model learns which of two answers is preferred, from pairs of authors' answers and of the model's own.
-# It judges the general task, and only in the last part, as in R1: a policy that is trained on it for long exploits it.
-make reward-model/authors.jsonl python -m data.general pairs $pairs
-make reward-model/own.jsonl python -m stages.rejection --model "$out/3-sft" --task general --pairs \
-    --problems $requests --seed "$seed" "${judge[@]}" --k 64 --out
-cat "$out"/reward-model/{authors,own}.jsonl > "$out/reward-model/pairs.jsonl"
-stage "-m stages.reward_model" reward-model --data "$out/reward-model/pairs.jsonl" --init $base
+# A reward model learns which of two answers is preferred: pairs of authors' answers and of the model's own. It judges
+# the general task, and only in the last part, as in R1: a policy that is trained on it for long exploits it.
+# The first one has not seen what its policy will do to please it. The second has, and the last part is run again.
 train 4a-rules "${rl[@]}" "${last[@]}" --steps $rule_steps --init "$out/3-sft"
-train 4b-all "${rl[@]}" "${last[@]}" --steps $all_steps --init "$out/4a-rules/model" \
-    --task pairs+general --reward_model "$out/reward-model"
+make pairs/authors.jsonl python -m data.general pairs $pairs
+own_pairs=(python -m stages.rejection --task general --pairs --problems $requests --seed "$seed" "${judge[@]}" --k 64)
+judges() { stage "-m stages.reward_model" "$1" --data "$out/pairs/$1.jsonl" --init $base "${@:2}"; }
+preferred=("${rl[@]}" "${last[@]}" --steps $all_steps --init "$out/4a-rules/model" --task pairs+general)
+
+make pairs/own.jsonl "${own_pairs[@]}" --model "$out/3-sft" --out
+cat "$out"/pairs/{authors,own}.jsonl > "$out/pairs/reward-model-1.jsonl"
+judges reward-model-1
+train 4b-first "${preferred[@]}" --reward_model "$out/reward-model-1"
+
+make pairs/farmed.jsonl "${own_pairs[@]}" --model "$out/4b-first/model" --out
+cat "$out"/pairs/{authors,own,farmed}.jsonl > "$out/pairs/reward-model-2.jsonl"
+judges reward-model-2 --epochs 2
+train 4b-all "${preferred[@]}" --reward_model "$out/reward-model-2"
 
 if [ -z "${SMALL:-}" ]; then
     heading "5. Controls"
@@ -62,13 +70,15 @@ if [ -z "${SMALL:-}" ]; then
     # no language reward
     train 2b-no-language "${rl[@]}" --steps $steps --init "$out/1-cold-start"
     # the same pairs without a reward model
-    stage "-m stages.dpo" 4e-dpo --data "$out/reward-model/pairs.jsonl" --init "$out/4a-rules/model" \
+    stage "-m stages.dpo" 4e-dpo --data "$out/pairs/reward-model-2.jsonl" --init "$out/4a-rules/model" \
         --seed "$seed" --steps 500 --lr 3e-4 --muon_lr 1.5e-3
     # the reward model alone; the rule that it stands for, alone
     alone=("${rl[@]}" --eval_sets 2 --steps 40 --eval_every 5 --init "$out/4a-rules/model" --task general)
-    train 4c-reward-model-only "${alone[@]}" --reward_model "$out/reward-model"
+    train 4c-reward-model-only "${alone[@]}" --reward_model "$out/reward-model-2"
     train 4d-rule-only "${alone[@]}"
-    python bench/faults.py "$out/reward-model"
+    for model in 1 2; do
+        python bench/faults.py "$out/reward-model-$model"
+    done
 fi
 
 heading "6. Every stage on held-out problems"

@@ -43,8 +43,8 @@ from start.compose import autocast, check_context, load_model, load_tokenizer
 @dataclass(kw_only=True)
 class Config(Training):
     batch: int = flag(32, "pairs per optimizer step", at_least=1)
-    lr: float = flag(1e-3, "AdamW's learning rate (embeddings, norms, value head)")
-    muon_lr: float = flag(0.01, "Muon's learning rate (matrices)")
+    lr: float = flag(5e-4, "AdamW's learning rate (embeddings, norms, value head)")
+    muon_lr: float = flag(0.005, "Muon's learning rate (matrices)")
 
 
 def to_rollout(tokenizer, problems, responses, ends, device):

@@ -449,8 +449,8 @@ def test_a_server_that_ends_or_says_nonsense_is_replaced(gym, monkeypatch):
 
 def test_a_package_that_is_not_there_or_broken_is_no_wrong_answer(gym, tmp_path):
     (tmp_path / "reasoning_gym" / "__init__.py").write_text("import os\nos._exit(3)")
-    with pytest.raises(RuntimeError, match="reasoning_gym did not start"):
-        gym.ask("sum", 0, 1)
+    with pytest.raises(ValueError, match="--task gym:sum: the package does not start"):
+        load_task("gym:sum")
     (tmp_path / "reasoning_gym" / "__init__.py").write_text("import no_such_package")
     with pytest.raises(RuntimeError, match="No module named 'no_such_package'"):
         gym.ask("sum", 0, 1)

@@ -11,13 +11,12 @@ or writes anything but a number from 0 to 1 is wrong: 0.
 A scorer that evaluates an answer believes what the answer does to it: a policy that learns to write
 Python can claim any reward for that one answer, and no process outside can know.
 
-    python -m verifiers.external     the server: arguments a line on stdin, in JSON, [value, null]
-                                     or [null, traceback] a line on stdout; the first such line,
-                                     null -> ["started", null], is its start
+    python -m verifiers.external PIPE     the server. PIPE: the number of an open connection, of
+                                          arguments in JSON, and of [value, null] or
+                                          [null, traceback] in return
 """
 
 import functools
-import importlib
 import json
 import os
 import random
@@ -25,15 +24,16 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import traceback
+from multiprocessing.connection import Connection, Pipe
 
 from verifiers.sandbox_child import confine
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SECONDS = 3  # of an answer, one of them of computing
-SECONDS_TO_START = 60
+SECONDS_TO_START = 60  # and for the first request
 MEMORY_MB = 4096
+MOST_BYTES = 1 << 24  # of a reply
 
 
 class Server:
@@ -43,38 +43,35 @@ class Server:
 
     process = None
 
+    def start(self):
+        self.pipe, theirs = Pipe()
+        command = [sys.executable, "-B", "-m", "verifiers.external", str(theirs.fileno())]
+        settings = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        settings["env"] = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+        settings["pass_fds"] = [theirs.fileno()]
+        # Ctrl-C is for the parent only
+        self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **settings)
+        theirs.close()
+
     def ask(self, *arguments):
-        """What `score` returns; None if the server does not answer.
+        """What `score` returns; None if the server does not answer, and has been killed.
 
-        RuntimeError with the server's traceback if it raises, or if it cannot start."""
+        RuntimeError with the server's traceback if it raises."""
+        seconds = 3 * SECONDS
         if self.process is None or self.process.poll() is not None:
-            command = [sys.executable, "-B", "-m", "verifiers.external"]
-            settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            settings["stderr"] = subprocess.DEVNULL
-            settings["env"] = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-            settings["start_new_session"] = True  # Ctrl-C is for the parent only
-            self.process = subprocess.Popen(command, cwd=ROOT, **settings)
-            if self.request(None, SECONDS_TO_START) != "started":
-                raise RuntimeError("reasoning_gym did not start")
-        return self.request(arguments, 3 * SECONDS)
-
-    def request(self, arguments, seconds):
-        """As `ask`, of a process that runs, which is killed after so many seconds."""
-        process = self.process
-        timer = threading.Timer(seconds, process.kill)
-        timer.start()
+            self.start()
+            seconds = SECONDS_TO_START
         try:
-            print(json.dumps(arguments), file=process.stdin, flush=True)
-            value, error = json.loads(process.stdout.readline())
-        except (OSError, ValueError):  # it has ended
-            process.kill()
-            process.wait()
-            return None
-        finally:
-            timer.cancel()
-        if error:
-            raise RuntimeError(error)
-        return value
+            self.pipe.send_bytes(json.dumps(arguments).encode())
+            if self.pipe.poll(seconds):
+                value, error = json.loads(self.pipe.recv_bytes(MOST_BYTES))
+                if error:
+                    raise RuntimeError(error)
+                return value
+        except (OSError, EOFError, ValueError):
+            pass  # it has ended, or says nonsense
+        self.process.kill()
+        self.process.wait()
 
 
 REASONING_GYM = Server()
@@ -129,25 +126,15 @@ def score(name, seed, index, answer=None):
     return in_fork(generator.score_answer, answer, entry)
 
 
-def serve():
-    requests = os.fdopen(os.dup(0))
-    replies = os.fdopen(os.dup(1), "w")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)  # what a package prints is no reply
-    for line in requests:
-        arguments = json.loads(line)
+def serve(pipe):
+    while True:
+        arguments = json.loads(pipe.recv_bytes())
         try:
-            if arguments is None:
-                importlib.import_module("reasoning_gym")
-                value = "started"
-            else:
-                value = score(*arguments)
-            reply = [value, None]
+            reply = [score(*arguments), None]
         except BaseException:
             reply = [None, traceback.format_exc()]
-        print(json.dumps(reply), file=replies, flush=True)
+        pipe.send_bytes(json.dumps(reply).encode())
 
 
 if __name__ == "__main__":
-    serve()
+    serve(Connection(int(sys.argv[1])))
