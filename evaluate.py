@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from data import Task
+from plumbing import world
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from rewards import extract_answer
 from sampler import sample
@@ -67,13 +68,13 @@ def judge_all(judge, problems, rollout):
     SystemExit that names a response whose accuracy is infinite, or too large to train on."""
     ids = rollout.response_ids.tolist()
     n = len(ids) // len(problems)
-    asked = [problems[i // n] for i in range(len(ids))]
-    responses = [row[:T] for row, T in zip(ids, rollout.lengths.tolist(), strict=True)]
+    asked = world.share([problems[i // n] for i in range(len(ids))])
+    responses = world.share([row[:T] for row, T in zip(ids, rollout.lengths.tolist(), strict=True)])
     workers = getattr(judge, "workers", 1)  # a function has none
     with ThreadPoolExecutor(workers) as pool:
         judge_each = pool.map if workers > 1 else map
-        bar = {"total": len(ids), "desc": "judge", "delay": 2, "leave": False, "disable": None}
-        judged = list(tqdm(judge_each(judge, asked, responses), **bar))
+        bar = {"total": len(asked), "desc": "judge", "delay": 2, "leave": False, "disable": None}
+        judged = world.gather(list(tqdm(judge_each(judge, asked, responses), **bar)))
     for facts in judged:
         if abs(facts["accuracy"]) > 1e12:
             raise SystemExit(f"a reward of {facts['accuracy']} for the response {facts['text']!r}")

@@ -119,7 +119,7 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     return J, metrics
 
 
-def loss(nets, batch, hp):
+def loss(nets, batch, hp, objective=objective):
     """A micro-batch of an optimizer step -> its part of -J, a scalar, and metrics as above."""
     logprobs, entropy = response_logprobs(nets.policy, batch)
     old_logprobs = batch.old_logprobs

@@ -203,9 +203,9 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, mask, cache, layer, past):
         N, S, _ = x.shape
         D = self.config.head_dim
-        q = self.q_proj(x).view(N, S, -1, D)  # (N, S, H, D)
-        k = self.k_proj(x).view(N, S, -1, D)  # (N, S, J, D)
-        v = self.v_proj(x).view(N, S, -1, D).transpose(1, 2)  # (N, J, S, D)
+        q = self.q_proj(x).view(N, S, self.config.n_head, D)  # (N, S, H, D)
+        k = self.k_proj(x).view(N, S, self.config.n_kv_head, D)  # (N, S, J, D)
+        v = self.v_proj(x).view(N, S, self.config.n_kv_head, D).transpose(1, 2)  # (N, J, S, D)
         if self.config.qk_norm:
             q = self.q_norm(q)
             k = self.k_norm(k)

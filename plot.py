@@ -9,7 +9,6 @@ become one line (mean) and a band (range).
 """
 
 import csv
-import math
 import os
 import re
 
@@ -20,19 +19,16 @@ from page.report import write_page
 from plumbing.files import replacing
 from plumbing.flags import Parser, one_line_errors
 
-# title, file, [(column, style)]; a column is the first that begins so
+# title, file, columns; a column is the first that begins so
 PANELS = [
-    ("right on held-out problems", "eval", [("accuracy", "-"), ("cons@", "--"), ("greedy", ":")]),
-    ("training reward", "metrics", [("reward", "-")]),
-    ("response length, tokens", "metrics", [("length", "-")]),
-    ("responses with a self-check", "metrics", [("reflection", "-")]),
-    ("well formed", "metrics", [("format", "-")]),
-    ("entropy (SFT: loss), nats per token", "metrics", [("entropy", "-"), ("nll", ":")]),
-    ("KL to the reference, nats per token", "metrics", [("kl", "-")]),
-    ("groups without a signal", "metrics", [("zero_groups", "-")]),
-    ("thinking in the question's language", "metrics", [("language", "-")]),
+    ("right on held-out problems", "eval", ["accuracy", "cons@", "greedy"]),
+    ("response length, tokens", "metrics", ["length"]),
+    ("responses with a self-check", "metrics", ["reflection"]),
+    ("training reward", "metrics", ["reward"]),
+    ("entropy (SFT: loss), nats per token", "metrics", ["entropy", "nll"]),
+    ("thinking in the question's language", "metrics", ["language"]),
 ]
-COLUMNS = 3  # panels side by side
+STYLES = ("-", "--", ":")
 
 
 def read_rows(path):
@@ -65,15 +61,10 @@ def read_runs(folders):
     return {name: list(seeds.values()) for name, seeds in runs.items()}
 
 
-def find_column(rows, name):
-    """The first column of CSV rows that begins with `name`, or None."""
-    header = list(rows[0]) if rows else []
-    return next((column for column in header if column.startswith(name)), None)
-
-
 def read_curve(rows, name):
-    """{step: value} of a column; empty cells and NaN are left out."""
-    column = find_column(rows, name)
+    """{step: value} of the first column that begins so; empty cells and NaN are left out."""
+    header = list(rows[0]) if rows else []
+    column = next((column for column in header if column.startswith(name)), None)
     curve = {}
     for row in rows:
         step, value = row.get("step"), row.get(column)
@@ -85,7 +76,7 @@ def read_curve(rows, name):
 def draw_panel(axis, panel, groups):
     title, file, columns = panel
     for i, (name, runs) in enumerate(groups.items()):
-        for column, style in columns:
+        for column, style in zip(columns, STYLES, strict=False):
             curves = [read_curve(files[file], column) for files in runs]
             steps = sorted(set().union(*curves))
             if not steps:
@@ -93,7 +84,7 @@ def draw_panel(axis, panel, groups):
             seeds = np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
             label = name if style == "-" else None
             if len(groups) == 1 and len(columns) > 1:
-                label = find_column(runs[0][file], column)
+                label = column.replace("@", "@k")
             axis.plot(steps, np.nanmean(seeds, 0), style, color=f"C{i}", label=label)
             range_of_seeds = np.nanmin(seeds, 0), np.nanmax(seeds, 0)
             axis.fill_between(steps, *range_of_seeds, color=f"C{i}", alpha=0.2, linewidth=0)
@@ -106,17 +97,13 @@ def draw_panel(axis, panel, groups):
 
 def draw(groups):
     """What read_runs returns -> a Figure."""
-    lines = math.ceil(len(PANELS) / COLUMNS)
-    figure = Figure(figsize=(13, 3 * lines), layout="constrained")
-    for place, panel in enumerate(PANELS, 1):
-        draw_panel(figure.add_subplot(lines, COLUMNS, place), panel, groups)
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    for axis, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        draw_panel(axis, panel, groups)
     if figure.axes[0].lines:
-        figure.axes[0].legend(fontsize=9)
-    title = ", ".join(groups)
+        figure.axes[0].legend()
     seeds = max(len(runs) for runs in groups.values())
-    if seeds > 1:
-        title += f": mean and range of {seeds} seeds"
-    figure.suptitle(title)
+    figure.suptitle(", ".join(groups) + f": mean and range of {seeds} seeds" * (seeds > 1))
     return figure
 
 

@@ -32,7 +32,7 @@ from types import SimpleNamespace
 
 import torch
 
-from grpo import update_reference  # noqa: F401  train.py calls ppo.update_reference
+from grpo import update_reference, weights  # noqa: F401  (6); train.py calls ppo.weights
 from logprobs import response_logprobs, response_states
 from model import Critic
 from plumbing.flags import Flags, flag
@@ -104,12 +104,6 @@ def advantages(rollout, hp):
     return torch.where(mask, (A - mean) / std.clamp(min=1e-8), 0.0)
 
 
-def weights(mask, hp):
-    """mask (N, T) of an optimizer step -> each token's share of its loss, 0 outside the mask."""
-    responses = mask.any(1).sum().clamp(min=1)
-    return mask / mask.sum(1, keepdim=True).clamp(min=1) / responses  # (6)
-
-
 def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     """All (N, T), mask bool -> objective per token (N, T), and metrics as sums over tokens.
 
@@ -128,11 +122,11 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     return J, metrics
 
 
-def value_loss(values, old_values, returns, weights, hp):
-    """All (N, T), weights 0 outside the mask -> the critic's loss, a scalar."""
+def value_loss(values, old_values, returns, shares, hp):
+    """All (N, T), shares (the weights) 0 outside the mask -> the critic's loss, a scalar."""
     clipped = old_values + (values - old_values).clamp(-hp.value_clip, hp.value_clip)
     error = torch.maximum((values - returns).square(), (clipped - returns).square())
-    return (error * weights).sum() / 2  # (7)
+    return (error * shares).sum() / 2  # (7)
 
 
 def loss(nets, batch, hp):

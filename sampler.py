@@ -21,6 +21,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from fast import decoder
+from plumbing import world
 
 BLOCK = {"cpu": 16, "cuda": 64}  # tokens after which finished rows leave the batch
 CPU_CACHE = 1 << 17  # logits drawn from at a time: they stay in the processor's cache
@@ -169,11 +170,12 @@ def sample(
     mask = torch.zeros(N, T, dtype=torch.bool, device=device)
     old_logprobs = torch.zeros(N, T, device=device)
 
-    hidden, cache = run_prompts(model, prompt_ids, start)
-    hidden = hidden[group]
+    hidden, cache = run_prompts(model, world.share(prompt_ids), world.share(start))
+    hidden = hidden.repeat_interleave(group_size, 0)
     cache = cache.decoding()
-    row = torch.arange(N, device=device)  # (M,) which rows are still in the batch
-    alive = torch.ones(N, dtype=torch.bool, device=device)  # (M,) those that have not ended
+    # (M,) which rows are still in the batch of this process
+    row = world.share(torch.arange(N, device=device).view(-1, group_size)).flatten()
+    alive = torch.ones_like(row, dtype=torch.bool)  # (M,) those that have not ended
     for t in range(T):
         token, logprob = draw(model.logits(hidden[:, -1]), u[row, t], temperature)
         ids[row, t] = token * alive
@@ -182,16 +184,15 @@ def sample(
         alive = alive & ~torch.isin(token, ends)
         if on_token is not None:
             on_token(ids, mask)
-        if t == T - 1:
-            break
         if t % BLOCK[device.type] == 0:
             left = alive.nonzero()[:, 0]  # the only GPU-to-CPU synchronization
             if len(left) == 0:
                 break
             # before the first compaction the cache has one row a prompt
-            cache.compact(group[left] if t == 0 else left, min(BLOCK[device.type], T - t))
+            cache.compact(left // group_size if t == 0 else left, min(BLOCK[device.type], T - t))
             row, token, alive = row[left], token[left], alive[left]
             decode = decoder(model, cache)
         hidden = decode(token[:, None])
+    world.add(ids, mask.view(torch.uint8), old_logprobs)
     rollout = Rollout(prompt_ids[group], start[group], group, ids, mask, old_logprobs, temperature)
     return rollout.select(torch.arange(N, device=device))  # without the columns that nobody used

@@ -28,6 +28,7 @@ from data import Task
 from evaluate import evaluate, judge_all, print_before_after, summary
 from grpo import rewards_differ
 from page.record import write_group
+from plumbing import world
 from plumbing.flags import flag, one_line_errors
 from plumbing.run_folder import RunFolder
 from rewards import Judge
@@ -171,16 +172,20 @@ def collect_rollout(run, step):
 def score(run, rollout):
     """Fills in what the other networks say, a micro-batch at a time."""
     empty = [name for name, value in vars(rollout).items() if value is None]
-    for rows in rollout.micro_batches(run.config.tokens_per_microbatch):
+    scored = {}
+    for rows in world.share(rollout.micro_batches(run.config.tokens_per_microbatch)):
         part = rollout.select(rows)
         with run.autocast:
             run.algo.score(run.nets, part, run.hp)
         for name in empty:
-            scored = getattr(part, name)  # (M, T of the part)
-            if scored is not None:
-                if getattr(rollout, name) is None:
-                    setattr(rollout, name, scored.new_zeros(rollout.response_mask.shape))
-                getattr(rollout, name)[rows, : scored.shape[1]] = scored
+            x = getattr(part, name)  # (M, T of the part)
+            if x is not None:
+                whole = scored.setdefault(name, x.new_zeros(rollout.response_mask.shape))
+                whole[rows, : x.shape[1]] = x
+    for name in world.union(scored):
+        whole = scored.get(name, torch.zeros_like(rollout.old_logprobs))
+        world.add(whole)
+        setattr(rollout, name, whole)
 
 
 def update(run, rollout, step):
@@ -225,21 +230,25 @@ def mean(totals, name):
 
 def accumulate_gradient(run, batch, trained, totals):
     """The gradient of an optimizer step, a micro-batch at a time; adds its metrics to totals."""
-    for rows in batch.micro_batches(run.config.tokens_per_microbatch, keep=trained):
+    sums = []
+    for rows in world.share(batch.micro_batches(run.config.tokens_per_microbatch, keep=trained)):
         part = batch.select(rows)
         with run.autocast:
             loss, metrics = run.algo.loss(run.nets, part, run.hp)
         loss.backward()
         metrics["tokens"] = part.response_mask.sum()
         metrics["loss"] = loss.detach()
+        sums.append({name: float(value) for name, value in metrics.items()})
+    for metrics in world.gather(sums):
         for name, value in metrics.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
+            totals[name] = totals.get(name, 0.0) + value
 
 
 def optimizer_step(run, step):
     """Clips the gradient of each network and takes the step -> norm of the policy's before that."""
     norms = []
     for group in run.optimizer.param_groups:
+        world.add_gradients(group["params"])
         norm = torch.nn.utils.clip_grad_norm_(group["params"], run.config.clip_norm)
         norms.append(float(norm))
     if not math.isfinite(sum(norms)):
@@ -267,7 +276,7 @@ def train_step(run, step):
     values = [[facts[name] for name in JUDGE_COLUMNS] for facts in judged]
     means = torch.tensor(values, dtype=torch.float64).nanmean(0)
     row |= zip(JUDGE_COLUMNS, means.tolist(), strict=True)
-    row["reward_errors"] = run.judge.errors - errors
+    row["reward_errors"] = sum(world.gather([run.judge.errors - errors]))
     informative = rewards_differ(rollout.rewards.view(-1, run.hp.group_size))
     row["zero_groups"] = 1 - float(informative.float().mean())
     row |= metrics
@@ -341,12 +350,13 @@ def train(run, stop):
         with stop.delayed():
             row = train_step(run, step)
             run.step = step + 1
+            stop.agree()
             if (step - first) % 20 == 0:
                 print(" ".join(f"{name[:11]:>11}" for name in columns))
             print(" ".join(f"{row[name]:11{form}}" for name, form in columns.items()), flush=True)
             run.folder.metrics.write_row(row)
             is_due = run.step % config.save_every == 0 or config.evaluates_at(run.step)
-            if is_due or run.step == config.steps or stop.number:
+            if is_due or run.step == config.steps or stop.agreed:
                 save_checkpoint(run)
 
 
@@ -369,15 +379,13 @@ def main(argv=None):
     parameters = sum(p.numel() for p in run.nets.policy.parameters())
     responses = f"{config.prompts_per_step} x {run.hp.group_size} responses a step"
     print(f"{config.algo} on {config.task}: {parameters:,} parameters, {responses}, {config.out}")
-    with stop.delayed():
-        save_checkpoint(run)
+    save_checkpoint(run)
     if config.eval_every and run.step == 0:
         run.before = judge_main_set(run)
     print(f"RL starts {time.time() - began:.0f} s after the command", flush=True)
     train(run, stop)
     if config.eval_every and run.before:
         report(run)
-    stop.release()
     print(f"\n{time.time() - began:.0f} s. Curves: python plot.py {config.out}")
 
 

@@ -26,12 +26,12 @@ that of tis is pi / pi_sampler: the rounding of bfloat16 counts. With several up
 keeps GRPO's clip beside the weight; here the weight takes its place.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+import grpo
 from grpo import METRICS, SHOWN, networks, rewards_differ, score, update_reference  # noqa: F401
-from logprobs import response_logprobs
 from plumbing.flags import Flags, flag
 
 REINFORCE = dict(scale="none", trust="cispo", cap=1e9, loss_aggregation="constant")
@@ -121,12 +121,11 @@ def advantages(rollout, hp):
 
 def weights(mask, hp):
     """mask (N, T) of an optimizer step -> each token's share of its loss, 0 outside the mask."""
-    responses = mask.any(1).sum().clamp(min=1)
     if hp.loss_aggregation == "token":
         return mask / mask.sum().clamp(min=1)
     if hp.loss_aggregation == "constant":
-        return mask / (responses * hp.constant)
-    return mask / mask.sum(1, keepdim=True).clamp(min=1) / responses
+        return mask / (mask.any(1).sum().clamp(min=1) * hp.constant)
+    return grpo.weights(mask, hp)
 
 
 def pooled(log_ratio, mask, kind):
@@ -179,13 +178,6 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
 
 def loss(nets, batch, hp):
     """A micro-batch of an optimizer step -> its part of -J, a scalar, and metrics as above."""
-    logprobs, entropy = response_logprobs(nets.policy, batch)
-    old_logprobs = batch.old_logprobs
-    # pi is pi_old: the ratio is 1, but has a gradient
-    if hp.minibatches * hp.epochs == 1 and not batch.lag and hp.trust != "tis":
-        old_logprobs = logprobs.detach()
-    mask = batch.response_mask
-    J, metrics = objective(logprobs, old_logprobs, batch.advantages, mask, hp, batch.ref_logprobs)
-    metrics["entropy"] = entropy.detach().sum()
-    metrics["mean_abs_log_ratio"] = (logprobs.detach() - batch.old_logprobs).abs().sum()
-    return -(J * batch.weights).sum(), metrics
+    if hp.trust == "tis":  # also at one update a rollout: rounding makes the ratio
+        batch = replace(batch, lag=1)
+    return grpo.loss(nets, batch, hp, objective)

@@ -126,9 +126,7 @@ def rope_scaling(rope):
         return None
     if rope_type != "llama3":
         raise ValueError(f"rope_type {rope_type!r} is not known here, only 'default' and 'llama3'")
-    scaling = {name: checked(rope, name) for name in LLAMA3}
-    scaling["rope_type"] = "llama3"
-    return scaling
+    return {name: checked(rope, name) for name in LLAMA3} | {"rope_type": "llama3"}
 
 
 # --- model.safetensors ------------------------------------------------------------------------
@@ -188,12 +186,9 @@ def load_weights(model, folder):
 
 def save(model, folder):
     """config.json and model.safetensors of a GPT or a Critic, each written whole or not at all."""
+    family = "qwen2" if model.config.qkv_bias else "llama"
     if model.config.qk_norm:
         family = "qwen3"
-    elif model.config.qkv_bias:
-        family = "qwen2"
-    else:
-        family = "llama"
     config = {public: getattr(model.config, ours) for ours, public in PUBLIC_NAMES.items()}
     config["model_type"] = family
     config["architectures"] = [family.capitalize() + "ForCausalLM"]

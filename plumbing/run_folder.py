@@ -13,6 +13,7 @@ import zipfile
 
 import torch
 
+from plumbing import world
 from plumbing.files import lock, replacing, write_file, writing
 
 # A new run does not begin in a folder that holds one of these: they are of a run or of a model.
@@ -25,17 +26,19 @@ class Log:
     text: what it begins with; a run that goes on writes anew what the checkpoint holds."""
 
     def __init__(self, path, text=""):
-        folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True)
         self.path = path
-        self.lock = lock(folder)
         self.text = text
-        write_file(path, text.encode())
+        if world.RANK == 0:
+            folder = os.path.dirname(path)
+            os.makedirs(folder, exist_ok=True)
+            self.lock = lock(folder)
+            write_file(path, text.encode())
 
     def write(self, text):
-        with writing(self.path), open(self.path, "ab") as f:
-            f.write(text.encode())
         self.text += text
+        if world.RANK == 0:
+            with writing(self.path), open(self.path, "ab") as f:
+                f.write(text.encode())
 
     def write_row(self, values):
         """A row of CSV, {column: value}. The first one makes the header.
@@ -115,12 +118,13 @@ class RunFolder:
 
     def texts(self):
         """{log: its text}, for the checkpoint."""
-        logs = ("metrics", "eval", "samples", "groups")
-        return {name: getattr(self, name).text for name in logs}
+        return {name: log.text for name, log in vars(self).items() if name != "inputs"}
 
 
 def describe(path, flags):
     """Writes run.json: the flags of the run, the versions and the commit that it runs on."""
+    if world.RANK > 0:
+        return
     about = {"flags": flags, "commit": commit(), "threads": torch.get_num_threads()}
     about |= {"python": platform.python_version(), "torch": torch.__version__}
     write_file(f"{path}/run.json", json.dumps(about, indent=1).encode())

@@ -16,11 +16,6 @@ from data.tokenizer import END, OPEN
 from plumbing.checkpoint import read_json
 from plumbing.files import write_file
 
-try:
-    import tokenizers
-except ImportError:  # only public checkpoints need it
-    tokenizers = None
-
 BOS = "<|begin_of_text|>"  # Llama 3 was never trained without it; the other families have none
 # What `save` writes as it was read.
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -134,10 +129,12 @@ def chat_renderer(folder, about):
 
 def read_library(path):
     """The tokenizers.Tokenizer of a tokenizer.json, which takes a text as it is and all of it."""
-    if tokenizers is None:
-        raise ValueError(f"{path} needs a package: pip install tokenizers")
     try:
-        library = tokenizers.Tokenizer.from_file(str(path))
+        from tokenizers import Tokenizer as Library  # only public checkpoints need the package
+
+        library = Library.from_file(str(path))
+    except ImportError:
+        raise ValueError(f"{path} needs a package: pip install tokenizers") from None
     except Exception as error:  # the package has no class of its own for errors
         raise ValueError(f"{path}: {error}") from None
     library.encode_special_tokens = True  # a text that spells one is text

@@ -39,8 +39,7 @@ def margins(policy, reference, tokenizer, beta, pairs):
     logprobs, _ = response_logprobs(policy, batch)  # (2 * N, T)
     ref_logprobs, _ = response_logprobs(reference, batch)
     r = beta * (logprobs - ref_logprobs).sum(1)  # (1)
-    better, worse = r.view(-1, 2).unbind(1)
-    return better - worse
+    return -r.view(-1, 2).diff(dim=1)[:, 0]
 
 
 def main(argv=None):

@@ -148,7 +148,6 @@ def summary(margin):
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        torch.manual_seed(config.seed)
         critic = Critic(load_model(config.init, config))
         tokenizer = load_tokenizer(config.init, config, critic)
         train, test = read_pairs(config, tokenizer, critic)

@@ -159,7 +159,6 @@ def read_pairs(config, tokenizer):
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        torch.manual_seed(config.seed)
         model = load_model(config.init, config, weights=not config.scratch)
         tokenizer = load_tokenizer(config.init, config, model)
         pairs = read_pairs(config, tokenizer)

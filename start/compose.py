@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from model import GPT
+from plumbing import world
 from plumbing.flags import Flags, flag
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -27,6 +28,7 @@ class ModelFlags(Flags):
 
 def load_model(folder, flags, weights=True):
     """The model of a checkpoint folder: the one place that a module of your own replaces."""
+    world.join(flags.device)
     torch.manual_seed(flags.seed)  # of random weights
     model = GPT.load(folder, weights).to(flags.device)
     model.folder = folder

@@ -12,8 +12,9 @@ from logprobs import KEEP_BYTES, SMALL_VOCABULARY
 from start.compose import autocast
 
 
-def saved_bytes(model, ids):
-    """Bytes that autograd keeps for the backward pass of ids (N, S)."""
+def count_bytes(model, ids):
+    """Of ids (N, S): what autograd keeps for the backward pass; the cache, whatever it is made of:
+    the length of its pickle. -> (2,)"""
     sizes = {}
 
     def note(x):
@@ -21,24 +22,17 @@ def saved_bytes(model, ids):
         sizes[storage.data_ptr()] = storage.nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        model(ids)
-    return sum(sizes.values())
-
-
-@torch.no_grad()
-def cache_bytes(model, ids):
-    """Bytes of the cache of ids (N, S), whatever it is made of: the length of its pickle."""
     cache = model.new_cache()
-    model(ids, cache)
-    return len(pickle.dumps(cache))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        model(ids, cache)
+    return torch.tensor([sum(sizes.values()), len(pickle.dumps(cache))])
 
 
-def per_token(count, model):
-    """What a token adds to count(model, ids)."""
+def per_token(model):
+    """What a token adds to `count_bytes`, (2,)."""
     columns = min(64, model.config.max_seq_len)
     ids = torch.zeros(2, columns, dtype=torch.long, device=model.head.device)
-    return (count(model, ids) - count(model, ids[:1])) / columns
+    return (count_bytes(model, ids) - count_bytes(model, ids[:1])) / columns
 
 
 def estimate(nets, config, group_size, prompt_columns):
@@ -58,10 +52,10 @@ def estimate(nets, config, group_size, prompt_columns):
     vocab_size = len(nets.policy.head)
     logits = 4 * rows * T * vocab_size
     with autocast(config):
-        activations = updated * per_token(saved_bytes, nets.policy)
-        cache = sampled * per_token(cache_bytes, nets.policy)
+        kept, cached = per_token(nets.policy).tolist()
     logits = min(logits, KEEP_BYTES) if vocab_size > SMALL_VOCABULARY else 3 * logits
     always = 16 * trained + 4 * frozen
+    activations, cache = updated * kept, sampled * cached
     return {
         "weights, gradients, AdamW": always,
         "sampling: KV cache": cache,

@@ -8,6 +8,7 @@ import os
 import signal
 from dataclasses import asdict
 
+from plumbing import world
 from plumbing.files import checksums, model_files
 from plumbing.flags import fill, parse
 from plumbing.run_folder import RunFolder, describe, read_state, restore, save_state
@@ -90,6 +91,8 @@ def networks_of(run):
 
 def save_checkpoint(run):
     """All that a run needs to go on after run.step, and the policy as a checkpoint folder."""
+    if world.RANK > 0:
+        return
     state = {"step": run.step, "before": run.before, "best": run.best}
     state["flags"] = asdict(run.config) | asdict(run.hp)
     state["nets"] = {name: net.state_dict() for name, net in networks_of(run).items()}
@@ -103,7 +106,7 @@ def save_checkpoint(run):
 
 def keep_best(run, model, accuracy):
     """Writes the policy into best/ if no earlier step had such an accuracy on the first set."""
-    if model is run.nets.policy and run.step > 0 and accuracy > run.best:
+    if world.RANK == 0 and model is run.nets.policy and run.step > 0 and accuracy > run.best:
         run.best = accuracy
         model.save(f"{run.config.out}/best")
         run.tokenizer.save(f"{run.config.out}/best")
@@ -142,11 +145,13 @@ def load_initial(config):
 
 
 class StopSignal:
-    """Notes Ctrl-C and SIGTERM: a run ends where a checkpoint is. A second one kills."""
+    """Notes Ctrl-C and SIGTERM: a run ends where a checkpoint is. A second one kills.
+
+    Of several processes all end after the same step, whichever heard it."""
 
     def __init__(self, out):
         self.out = out
-        self.number = None
+        self.number = self.agreed = 0
         self.is_delayed = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.note)
@@ -158,20 +163,18 @@ class StopSignal:
             self.leave()
         print("\nstopping after this step (once more: at once)", flush=True)
 
+    def agree(self):
+        self.agreed = max(world.gather([self.number]))
+
     @contextlib.contextmanager
     def delayed(self):
-        """Round a step and its checkpoint: a stop waits for their end. Elsewhere it is at once."""
+        """Round a step and its checkpoint: a stop that was agreed on waits for their end."""
         self.is_delayed = True
         yield
         self.is_delayed = False
-        if self.number:
+        if self.agreed:
             self.leave()
 
     def leave(self):
         print(f"stopped; go on with: python train.py --out {self.out} --resume", flush=True)
-        raise SystemExit(128 + self.number)
-
-    def release(self):
-        """From here on a stop is just a stop."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + (self.agreed or self.number))

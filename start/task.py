@@ -1,10 +1,6 @@
-"""Flags that name a task and its judge -> the Task, and with a model all that sampling needs.
-
-What most runs do not need is imported here when a flag asks for it: the reward model, the sandbox.
-"""
+"""Flags that name a task and its judge -> the Task, and with a model all that sampling needs."""
 
 import importlib
-import runpy
 from dataclasses import dataclass
 
 from data import load_task
@@ -36,18 +32,10 @@ def build_task(flags, seed, held_out=""):
 
 
 def add_judges(task, flags):
-    """The same Task, judged as the flags say, where they say anything."""
-    general = "general" in flags.task.split("+")
-    if flags.reward_model and (flags.reward or not general):
-        raise ValueError("--reward_model judges the task general, and not beside --reward")
+    """The same Task, judged as the flags say, where they or its problems ask for it."""
     kinds = {problem["kind"] for problem in task.problems()}
-    if flags.reward:
-        task.judges = dict.fromkeys(kinds, user_function(flags.reward))
-        return task
-    if flags.reward_model:
-        add_reward_model(task, flags)
-    if "code" in kinds or "gym" in kinds:
-        importlib.import_module("verifiers.sandbox").start(flags.unsafe_code)
+    if flags.reward or flags.reward_model or kinds & {"code", "gym"}:
+        importlib.import_module("start.judges").add(task, flags, kinds)
     return task
 
 
@@ -73,30 +61,3 @@ def load_for_sampling(flags, task):
     tokenizer = load_tokenizer(flags.model, flags, model)
     judge = Judge(add_judges(task, flags).accuracy, tokenizer, flags.reward_workers)
     return model, tokenizer, judge
-
-
-def user_function(name):
-    """The function that --reward names. Its file is the user's own program, and is run."""
-    path, _, function_name = name.partition(":")
-    try:
-        function = runpy.run_path(path).get(function_name)
-    except (SyntaxError, ImportError, ValueError, OSError) as error:
-        raise ValueError(f"--reward {name}: {error}") from None
-    if not callable(function):
-        raise ValueError(f"--reward {name}: name a file and a function in it, as in mine.py:reward")
-    return function
-
-
-def add_reward_model(task, flags):
-    """The reward model judges general problems in training, and held-out ones a second time."""
-    reward_model = importlib.import_module("stages.reward_model")
-    task.judges["preferred"] = reward_model.as_reward(flags.reward_model, flags)
-    task.train = [preferred(p) if p["kind"] == "general" else p for p in task.train]
-    if "general" in task.held_out:
-        held_out = task.held_out["general"]
-        task.held_out["general by reward model"] = [preferred(p) for p in held_out]
-
-
-def preferred(problem):
-    """The same problem, of the kind that the reward model judges."""
-    return problem | {"kind": "preferred"}

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import os
@@ -16,12 +17,28 @@ sys.path.insert(0, ROOT)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 torch.set_num_threads(1)  # the tests share the cores: pytest -n auto
 
+from data import pairs  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 from sampler import sample  # noqa: E402
 
 SHAPE = dict(
     vocab_size=37, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_hidden=48, max_seq_len=64
 )
+
+
+make_pairs = functools.cache(pairs.load)
+
+
+def load_pairs(seed=0):
+    train, held_out = make_pairs(seed)
+    return list(train), dict(held_out)
+
+
+@pytest.fixture(autouse=True)
+def problems_are_made_once(request, monkeypatch):
+    """Making them is a third of a tiny run. Not in the tests of tasks."""
+    if request.module.__name__ != "test_tasks":
+        monkeypatch.setattr(pairs, "load", load_pairs)
 
 
 @pytest.fixture

@@ -151,15 +151,17 @@ def points(line):
 
 
 def test_seeds_are_averaged_by_step_and_negative_values_are_seen(tmp_path):
-    write_csv(tmp_path / "x-0" / "metrics.csv", "step,reward,kl", "1,-1,nan", "2,0,", "3,2,0.5")
+    write_csv(
+        tmp_path / "x-0" / "metrics.csv", "step,reward,entropy", "1,-1,nan", "2,0,", "3,2,0.5"
+    )
     write_csv(tmp_path / "x-1" / "metrics.csv", "step,reward", "2,1", "3,3")
     write_csv(tmp_path / "x-0" / "eval.csv", "step,set,accuracy,cons@4,cons@4_ci", "0,a,0.5,1,9")
     figure = drawn(tmp_path / "x-0", tmp_path / "x-1")
-    held_out, reward, kl = figure.axes[0], figure.axes[1], figure.axes[6]
+    held_out, reward, entropy = figure.axes[0], figure.axes[3], figure.axes[4]
     assert points(reward.lines[0]) == [(1, -1), (2, 0.5), (3, 2.5)]
     assert reward.get_ylim()[0] < -1
-    assert points(kl.lines[0]) == [(3, 0.5)] and kl.get_ylim()[0] == 0
-    assert [line.get_label() for line in held_out.lines] == ["accuracy", "cons@4"]
+    assert points(entropy.lines[0]) == [(3, 0.5)] and entropy.get_ylim()[0] == 0
+    assert [line.get_label() for line in held_out.lines] == ["accuracy", "cons@k"]
     assert "2 seeds" in figure.get_suptitle()
 
 
@@ -171,16 +173,8 @@ def test_a_study_is_drawn_like_the_folders_of_its_runs(tmp_path):
     lines = ("a,0,0,one,0.25,nan", "a,0,0,two,1,1", "a,1,0,one,0.75,nan")
     write_csv(tmp_path / "eval.csv", header, *lines)
     figure = drawn(tmp_path)
-    assert [points(line) for line in figure.axes[1].lines] == [[(1, 2), (2, 3)], [(1, 7)]]
+    assert [points(line) for line in figure.axes[3].lines] == [[(1, 2), (2, 3)], [(1, 7)]]
     assert points(figure.axes[0].lines[0]) == [(0, 0.5)]  # the first held-out set
-
-
-def test_a_tenth_panel_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(plot, "PANELS", [*plot.PANELS, ("mine", "metrics", [("mine", "-")])])
-    write_csv(tmp_path / "metrics.csv", "step,mine", "1,5", "4,6")
-    figure = drawn(tmp_path)
-    assert points(figure.axes[9].lines[0]) == [(1, 5), (4, 6)]
-    assert len(figure.axes) == 10
 
 
 def test_the_stages_of_a_journey_are_equally_wide(tmp_path):
@@ -188,8 +182,8 @@ def test_the_stages_of_a_journey_are_equally_wide(tmp_path):
     write_csv(tmp_path / "b" / "metrics.csv", "step,reward", "1,7", "2,8")
     write_csv(tmp_path / "b" / "eval.csv", "step,set,accuracy", "0,x,0.5", "2,x,1")
     figure = journey.draw([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert points(figure.axes[1].lines[0]) == [(0.25, 5), (1, 6)]
-    assert points(figure.axes[1].lines[1]) == [(1.5, 7), (2, 8)]
+    assert points(figure.axes[3].lines[0]) == [(0.25, 5), (1, 6)]
+    assert points(figure.axes[3].lines[1]) == [(1.5, 7), (2, 8)]
     assert points(figure.axes[0].lines[0]) == [(1, 0.5), (2, 1)]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "b"]
 
@@ -203,10 +197,10 @@ def test_a_table_that_is_none_is_one_line(capsys, tmp_path, content):
 
 def test_a_row_may_have_more_or_fewer_cells_than_the_header(tmp_path):
     """As the last one of a run that is at work."""
-    (tmp_path / "metrics.csv").write_text("step,reward,kl\n1,2,3,4\n2,5")
+    (tmp_path / "metrics.csv").write_text("step,reward,entropy\n1,2,3,4\n2,5")
     figure = drawn(tmp_path)
-    assert points(figure.axes[1].lines[0]) == [(1, 2), (2, 5)]
-    assert points(figure.axes[6].lines[0]) == [(1, 3)]
+    assert points(figure.axes[3].lines[0]) == [(1, 2), (2, 5)]
+    assert points(figure.axes[4].lines[0]) == [(1, 3)]
 
 
 def test_a_picture_is_a_png_file(capsys, tmp_path):

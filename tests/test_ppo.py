@@ -339,8 +339,8 @@ def test_every_page_has_the_same_names_in_the_same_order(algo):
     own = [name for name in NAMES if getattr(algo, name).__module__ == algo.__name__]
     assert [name for name in defined if name in NAMES] == own
     for name in NAMES[1:]:
-        signature = inspect.signature(getattr(grpo, name))
-        assert inspect.signature(getattr(algo, name)) == signature, name
+        ours, theirs = [inspect.signature(getattr(page, name)) for page in (algo, grpo)]
+        assert list(ours.parameters) == list(theirs.parameters)[: len(ours.parameters)], name
 
 
 @pytest.mark.parametrize("algo, numbers", [(grpo, "12345"), (ppo, "1234567")])

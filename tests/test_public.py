@@ -6,6 +6,7 @@ import json
 import os
 import random
 import stat
+import sys
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from bench.learn_tokenizer import learn
 from data.tokenizer import Tokenizer as OurTokenizer
 from model import GPT, Critic, GPTConfig
 from plumbing import checkpoint
-from public import tokenizer as public_tokenizer
 from public.tokenizer import Tokenizer
 from sampler import sample
 from start.compose import ModelFlags, load_tokenizer
@@ -755,7 +755,7 @@ def test_lengths_that_a_file_sets_are_not_ours(tmp_path):
 
 
 def test_without_the_package_the_line_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(public_tokenizer, "tokenizers", None)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match="pip install tokenizers"):
         Tokenizer.load(tmp_path)
 

@@ -550,10 +550,24 @@ def test_what_does_not_fit_a_reward_model_is_refused(trained, tmp_path, capsys):
 # --- The whole story --------------------------------------------------------------------------
 
 
-def run_script(*words, **settings):
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    env = dict(os.environ, SMALL="1", PATH=path)
-    return subprocess.run(["bash", *words], env=env, capture_output=True, text=True, **settings)
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """scripts(SCRIPT, ...) runs a script in small; its programs are forks of one that is warm."""
+    folder = tmp_path_factory.mktemp("python")
+    command = [sys.executable, "tests/warm_python.py", str(folder)]
+    environment = dict(os.environ, SMALL="1", PATH=f"{folder}:{os.environ['PATH']}")
+
+    def run(*words):
+        words = [str(word) for word in words]
+        settings = {"env": environment, "capture_output": True, "text": True}
+        script = subprocess.run(["bash", *words], cwd=ROOT, **settings)
+        assert script.returncode == 0, script.stdout + script.stderr
+        return script.stdout
+
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"ready\n"
+        yield run
+        server.kill()
 
 
 def measured_stages(folder):
@@ -561,30 +575,26 @@ def measured_stages(folder):
     return sorted(os.path.basename(os.path.dirname(path)) for path in paths)
 
 
-def test_the_scripts_run_through_in_small(tmp_path):
-    r1, distill, opd = f"{tmp_path}/r1", f"{tmp_path}/distill", f"{tmp_path}/opd"
-    scripts = [["runs/r1.sh", r1], ["runs/distill.sh", distill, "0", r1]]
-    scripts.append(["runs/opd.sh", opd, "0", r1, distill])
-    for script in scripts:
-        run = run_script(*script, cwd=ROOT)
-        assert run.returncode == 0, run.stdout + run.stderr
-    stages = "0-zero 1-cold-start 2-reasoning 3-sft 4a-rules 4b-all base"
-    assert measured_stages(r1) == stages.split() and os.path.getsize(f"{r1}/journey.png")
+def test_the_scripts_run_through_in_small(scripts, tmp_path):
+    r1, distill, opd = tmp_path / "r1", tmp_path / "distill", tmp_path / "opd"
+    scripts("runs/r1.sh", r1)
+    stages = "0-zero 1-cold-start 2-reasoning 3-sft 4a-rules 4b-all 4b-first base"
+    assert measured_stages(r1) == stages.split() and (r1 / "journey.png").stat().st_size
+    scripts("runs/distill.sh", distill, "0", r1)
     stages = "student-base student-distilled student-distilled-rl student-rl"
     assert measured_stages(distill) == stages.split()
+    scripts("runs/opd.sh", opd, "0", r1, distill)
     stages = "merged-full merged-token student-full student-token teacher-2-reasoning"
     assert measured_stages(opd) == [*stages.split(), "teacher-4b-all"]
 
     # to run a stage anew: delete its folder
-    shutil.rmtree(f"{r1}/4b-all")
+    shutil.rmtree(r1 / "4b-all")
     times = {}
     for name in ("state.pt", "held_out.csv"):
         for path in glob.glob(f"{tmp_path}/*/*/{name}"):
             times[path] = os.path.getmtime(path)
-    run = run_script("runs/r1.sh", r1, cwd=ROOT)
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert "| 4b-all | 0." in scripts("runs/r1.sh", r1)
     assert times == {path: os.path.getmtime(path) for path in times}
-    assert "| 4b-all | 0." in run.stdout
 
 
 def write_stage(folder, held_out, metrics, evaluations=""):
@@ -665,6 +675,8 @@ def test_a_stage_goes_on_where_it_was_stopped(tmp_path):
     """A program that was stopped is resumed, one that is done is not run again; a file is made
     once."""
     (tmp_path / "train.py").write_text(FAKE_TRAINING)
-    run = run_script("-c", SCRIPT, cwd=tmp_path)
+    environment = dict(os.environ, PATH=f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
+    settings = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    run = subprocess.run(["bash", "-c", SCRIPT], **settings)
     assert run.stdout == "--steps 3\nstopped\n--steps 3 --resume\n"
     assert run.returncode == 1, run.stderr

@@ -432,7 +432,7 @@ def test_an_answer_has_a_second_and_four_gigabytes(gym):
 
 
 def test_a_server_that_ends_or_says_nonsense_is_replaced(gym, monkeypatch):
-    monkeypatch.setattr(external, "SECONDS", 0.5)
+    monkeypatch.setattr(external, "SERVER_SECONDS", 1.5)
     assert gym.ask("sum", 0, 1) == "1 + 1"
     for name in ("noisy", "silent"):
         server = gym.process

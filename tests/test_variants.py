@@ -13,6 +13,7 @@ import grpo
 import train
 import variants
 from plumbing.flags import fill
+from sampler import Rollout
 from start.resume import parse_run
 from variants import PRESETS, group_advantages, kl_estimate
 
@@ -393,17 +394,13 @@ def loss_of(name, gap, lag=0, **changes):
     """The gradient of log pi, of one update whose sampler gave each token e^-gap of its pi."""
     logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), **F64)
     logprobs = logits.log_softmax(-1)[..., 0].requires_grad_()
-    batch = SimpleNamespace(
-        response_mask=torch.ones(2, 3, dtype=torch.bool),
-        old_logprobs=logprobs.detach() - gap,
-        ref_logprobs=None,
-        advantages=torch.tensor([[2.0], [-1.0]], **F64).expand(2, 3),
-        weights=torch.ones(2, 3, **F64),
-        lag=lag,
-    )
+    batch = Rollout(None, None, None, None, torch.ones(2, 3, dtype=torch.bool), lag=lag)
+    batch.old_logprobs = logprobs.detach() - gap
+    batch.advantages = torch.tensor([[2.0], [-1.0]], **F64).expand(2, 3)
+    batch.weights = torch.ones(2, 3, **F64)
     hp = config(name, minibatches=1, **changes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "response_logprobs", lambda policy, batch: (logprobs, 0 * logprobs))
+        patch.setattr(grpo, "response_logprobs", lambda policy, batch: (logprobs, 0 * logprobs))
         loss, _ = variants.loss(SimpleNamespace(policy=None), batch, hp)
     loss.backward()
     return -logprobs.grad / batch.advantages

@@ -31,7 +31,7 @@ from verifiers.sandbox_child import confine
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SECONDS = 3  # of an answer, one of them of computing
-SECONDS_TO_START = 60  # and for the first request
+SERVER_SECONDS = 60  # of the server: to start, to make an item
 MEMORY_MB = 4096
 MOST_BYTES = 1 << 24  # of a reply
 
@@ -57,13 +57,11 @@ class Server:
         """What `score` returns; None if the server does not answer, and has been killed.
 
         RuntimeError with the server's traceback if it raises."""
-        seconds = 3 * SECONDS
         if self.process is None or self.process.poll() is not None:
             self.start()
-            seconds = SECONDS_TO_START
         try:
             self.pipe.send_bytes(json.dumps(arguments).encode())
-            if self.pipe.poll(seconds):
+            if self.pipe.poll(SERVER_SECONDS):
                 value, error = json.loads(self.pipe.recv_bytes(MOST_BYTES))
                 if error:
                     raise RuntimeError(error)

@@ -140,10 +140,6 @@ def split(test):
     raise ValueError(f"cannot judge the test {test!r}, only assert CALL == LITERAL, [not] CALL")
 
 
-def is_pair(test):
-    return isinstance(test, (list, tuple)) and [type(part) for part in test] == [str, str]
-
-
 def jobs(tests):
     """Tests as of `run` -> [(calls that a process computes, its stdin, lines it must answer)].
 
@@ -152,7 +148,8 @@ def jobs(tests):
         if isinstance(tests[0], str):
             parts = [split(test) for test in tests]
             return [(tuple(call for call, _ in parts), "", [value for _, value in parts])]
-        if all(is_pair(test) for test in tests):
+        pairs = all(isinstance(test, (list, tuple)) for test in tests)
+        if pairs and all([type(part) for part in test] == [str, str] for test in tests):
             return [((), stdin, lines_of(stdout)) for stdin, stdout in tests]
     raise ValueError("tests: at least one, all of them assert lines or all (stdin, stdout) pairs")
 

@@ -1,0 +1,108 @@
+"""Several processes: the same responses, gradients and metrics as one; they stop together."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import one_step
+import pytest
+import torch
+from conftest import ROOT
+from torch.testing import assert_close as close
+
+import train
+
+SMALL = "--prompts_per_step 2 --group_size 4 --max_new_tokens 24 --eval_problems 1 --eval_k 2"
+SMALL += " --eval_max_new_tokens 24 --eval_every 2"
+
+
+@pytest.fixture(autouse=True)
+def repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def torchrun(count, *words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={count}", *[str(word) for word in words]]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe)
+
+
+def rows_of(path):
+    """A CSV file, without what a clock or the rounding of a gap says."""
+    names = ("second", "gap", "_ci")
+    with open(path) as f:
+        rows = list(csv.DictReader(f))
+    return [{k: v for k, v in row.items() if not any(n in k for n in names)} for row in rows]
+
+
+def test_three_processes_take_the_step_of_one(tmp_path):
+    """Five prompts, so that no share is like another; not one judges what another has judged."""
+    run = torchrun(3, "tests/one_step.py", tmp_path)
+    assert run.wait() == 0, run.communicate()
+    (tmp_path / "alone").mkdir()
+    for algo in ("grpo", "ppo"):
+        one_step.take_step(algo, tmp_path / "alone")
+        one = torch.load(tmp_path / "alone" / f"{algo}-0.pt", weights_only=True)
+        processes = [torch.load(tmp_path / f"{algo}-{i}.pt", weights_only=True) for i in range(3)]
+        assert one["judged"] == 30 and [kept["judged"] for kept in processes] == [10, 10, 10]
+        for kept in processes:
+            assert kept["rollout"].keys() == one["rollout"].keys()
+            for name, x in one["rollout"].items():
+                tolerance = 2e-5 if x.is_floating_point() else 0
+                close(kept["rollout"][name], x, atol=tolerance, rtol=0, equal_nan=True)
+            assert len(one["gradients"]) == 2
+            for ours, theirs in zip(one["gradients"], kept["gradients"], strict=True):
+                for a, b in zip(ours, theirs, strict=True):
+                    assert (a - b).abs().max() < 1e-6
+            assert kept["row"] == pytest.approx(one["row"], abs=1e-4, nan_ok=True)
+            assert kept["gradients"][0][0].equal(processes[0]["gradients"][0][0])
+
+
+def test_a_run_goes_on_with_other_processes(tmp_path):
+    """Two processes and one held-out problem: nothing to do for one of them in an evaluation."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train.main([*SMALL.split(), "--steps", "3", "--out", str(whole)])
+    train.main([*SMALL.split(), "--steps", "1", "--out", str(cut)])
+    run = torchrun(2, "train.py", "--out", cut, "--resume", "--steps", 3)
+    out, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert out.count("RL starts") == out.count("held-out 6 numbers") == 1
+    for name in ("metrics.csv", "eval.csv"):
+        a, b = rows_of(whole / name), rows_of(cut / name)
+        assert len(a) == len(b)
+        for ours, theirs in zip(a, b, strict=True):
+            for column, value in ours.items():
+                if column != "set":
+                    value = pytest.approx(float(value), abs=2e-4, nan_ok=True)
+                    assert float(theirs[column]) == value, column
+    assert (whole / "samples.txt").read_text() == (cut / "samples.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_together(tmp_path, number):
+    """A stop that one of them hears: all end after the same step, which is saved. One is killed:
+    the others end."""
+    flags = [*SMALL.split(), "--steps", 9999, "--eval_every", 0, "--save_every", 9999]
+    run = torchrun(2, "train.py", *flags, "--out", tmp_path / "run")
+    for line in run.stdout:
+        if line.split()[:1] == ["3"]:
+            break
+    with open(f"/proc/{run.pid}/task/{run.pid}/children") as f:
+        ranks = [int(pid) for pid in f.read().split()]
+    os.kill(ranks[1], number)
+    start = time.time()
+    run.communicate(timeout=40)
+    assert time.time() - start < 30 and run.returncode != 0
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in ranks)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    steps = len(rows_of(tmp_path / "run" / "metrics.csv"))
+    assert state["step"] == (steps if number == signal.SIGTERM else 0)
+    assert steps >= 3
