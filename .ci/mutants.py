@@ -204,8 +204,8 @@ MUTANTS = [
     (
         "the other networks",
         "train.py",
-        "getattr(rollout, name)[rows, : scored.shape[1]] = scored",
-        "getattr(rollout, name)[: len(rows), : scored.shape[1]] = scored",
+        "whole[rows, : x.shape[1]] = x",
+        "whole[: len(rows), : x.shape[1]] = x",
         ("test_train", "other_networks"),
     ),
     (
@@ -435,8 +435,8 @@ MUTANTS = [
     (
         "the sampler of tis",
         "variants.py",
-        ' and hp.trust != "tis":',
-        ":",
+        'if hp.trust == "tis":',
+        "if False:",
         ("test_variants", "tis"),
     ),
     (
@@ -466,13 +466,6 @@ MUTANTS = [
         " and not batch.lag:",
         ":",
         ("test_update", "naive and ppo"),
-    ),
-    (
-        "an older rollout used once, variants",
-        "variants.py",
-        " and not batch.lag and",
-        " and",
-        ("test_update", "naive and variants"),
     ),
     (
         "the age of the policy that samples",
@@ -596,8 +589,8 @@ MUTANTS = [
     (
         "whose response is judged",
         "evaluate.py",
-        "asked = [problems[i // n]",
-        "asked = [problems[i % len(problems)]",
+        "asked = world.share([problems[i // n]",
+        "asked = world.share([problems[i % len(problems)]",
         ("test_update", "own_responses"),
     ),
     (
@@ -648,5 +641,19 @@ MUTANTS = [
         "zip(opts, (config.muon_lr, config.lr)",
         "zip(opts, (config.lr, config.muon_lr)",
         ("test_update", "rates"),
+    ),
+    (
+        "the gradients of other processes",
+        "plumbing/world.py",
+        "        add(parameters[i].grad)",
+        "        add()",
+        ("test_world", "step_of_one"),
+    ),
+    (
+        "the order of what processes have made",
+        "plumbing/world.py",
+        "parts[i % SIZE][i // SIZE]",
+        "sum(parts, [])[i]",
+        ("test_world", "step_of_one"),
     ),
 ]
