@@ -277,30 +277,30 @@ def stages(runs):
 
 
 def reward_hacking(runs):
-    """What the reward model and the rule say while a policy is trained on the reward model alone,
-    and what the rule says while it is the reward itself. The reward model's column is the mean of
-    the five steps before, on training requests; the rule's is of held-out requests."""
-    for name in ("4c-reward-model-only", "4d-rule-only"):
+    """What a reward model and the rule say while a policy is trained on that reward model alone:
+    the first one, the second; and what the rule says while it is the reward itself. A reward
+    model's column is the mean of the five steps before, on training requests; the rule's is of
+    held-out requests."""
+    columns = {}
+    for name in ("4c-reward-model-1", "4c-reward-model-2", "4d-rule-only"):
         if name not in runs:
             raise SystemExit(f"no run {name}: runs/r1.sh makes it")
-    reward_model = defaultdict(list)
-    rule = defaultdict(list)
-    rule_as_reward = defaultdict(list)
-    for run in runs["4c-reward-model-only"]:
-        accuracy = [float(row["accuracy"]) for row in run["metrics.csv"]]
-        for row in evaluations(run, "general"):
-            step = int(row["step"])
-            recent = accuracy[max(0, step - 5) : step] if step > 0 else accuracy[:1]
-            reward_model[step].append(statistics.mean(recent))
-            rule[step].append(float(row["accuracy"]))
-    for run in runs["4d-rule-only"]:
-        for row in evaluations(run, "general"):
-            rule_as_reward[int(row["step"])].append(float(row["accuracy"]))
-    rows = []
-    for step in sorted(rule):
-        values = (reward_model[step], rule[step], rule_as_reward[step])
-        rows.append([str(step), *(cell(v, 3) for v in values)])
-    print_table(["step", "the reward model", "the rule", "the rule where it is the reward"], rows)
+        paid, judged = defaultdict(list), defaultdict(list)
+        for run in runs[name]:
+            accuracy = [float(row["accuracy"]) for row in run["metrics.csv"]]
+            for row in evaluations(run, "general"):
+                step = int(row["step"])
+                recent = accuracy[max(0, step - 5) : step] if step > 0 else accuracy[:1]
+                paid[step].append(statistics.mean(recent))
+                judged[step].append(float(row["accuracy"]))
+        if "model" in name:
+            columns[f"reward model {name[-1]}"] = paid
+            columns[f"the rule, with {name[-1]}"] = judged
+        else:
+            columns["the rule, where it is the reward"] = judged
+    steps = sorted(next(iter(columns.values())))
+    rows = [[str(step), *(cell(column[step], 3) for column in columns.values())] for step in steps]
+    print_table(["step", *columns], rows)
 
 
 TABLES = {f.__name__: f for f in (final, compare, staleness, stages, reward_hacking)}

@@ -72,11 +72,11 @@ if [ -z "${SMALL:-}" ]; then
     # the same pairs without a reward model
     stage "-m stages.dpo" 4e-dpo --data "$out/pairs/reward-model-2.jsonl" --init "$out/4a-rules/model" \
         --seed "$seed" --steps 500 --lr 3e-4 --muon_lr 1.5e-3
-    # the reward model alone; the rule that it stands for, alone
+    # the rule alone; either of the reward models that stand for it, alone
     alone=("${rl[@]}" --eval_sets 2 --steps 40 --eval_every 5 --init "$out/4a-rules/model" --task general)
-    train 4c-reward-model-only "${alone[@]}" --reward_model "$out/reward-model-2"
     train 4d-rule-only "${alone[@]}"
     for model in 1 2; do
+        train 4c-reward-model-$model "${alone[@]}" --reward_model "$out/reward-model-$model"
         python bench/faults.py "$out/reward-model-$model"
     done
 fi
