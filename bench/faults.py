@@ -1,7 +1,7 @@
 """What does a reward model see? For each kind of fault of the general task, the share of requests
 in which it prefers the answer without the fault.
 
-    python bench/faults.py out/r1/reward-model-2
+    python bench/faults.py out/r1/second-reward-model
 """
 
 import os

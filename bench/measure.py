@@ -32,7 +32,7 @@ def finished_stages(folder, base):
     stages = {}
     for done in sorted(glob.glob(f"{folder}/*/done")):
         stage = os.path.dirname(done)
-        if os.path.basename(stage).startswith("reward-model"):
+        if os.path.basename(stage).endswith("reward-model"):
             continue
         has_own = os.path.exists(f"{stage}/model")
         stages[stage] = f"{stage}/model" if has_own else stage

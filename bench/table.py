@@ -282,7 +282,7 @@ def reward_hacking(runs):
     model's column is the mean of the five steps before, on training requests; the rule's is of
     held-out requests."""
     columns = {}
-    for name in ("4c-reward-model-1", "4c-reward-model-2", "4d-rule-only"):
+    for name in ("4c-first-model-only", "4c-second-model-only", "4d-rule-only"):
         if name not in runs:
             raise SystemExit(f"no run {name}: runs/r1.sh makes it")
         paid, judged = defaultdict(list), defaultdict(list)
@@ -294,8 +294,9 @@ def reward_hacking(runs):
                 paid[step].append(statistics.mean(recent))
                 judged[step].append(float(row["accuracy"]))
         if "model" in name:
-            columns[f"reward model {name[-1]}"] = paid
-            columns[f"the rule, with {name[-1]}"] = judged
+            which = name.split("-")[1]
+            columns[f"the {which} reward model"] = paid
+            columns[f"the rule, with the {which}"] = judged
         else:
             columns["the rule, where it is the reward"] = judged
     steps = sorted(next(iter(columns.values())))

@@ -46,18 +46,18 @@ heading "4. RL for all scenarios: rules first, then rules and a reward model in 
 train 4a-rules "${rl[@]}" "${last[@]}" --steps $rule_steps --init "$out/3-sft"
 make pairs/authors.jsonl python -m data.general pairs $pairs
 own_pairs=(python -m stages.rejection --task general --pairs --problems $requests --seed "$seed" "${judge[@]}" --k 64)
-judges() { stage "-m stages.reward_model" "$1" --data "$out/pairs/$1.jsonl" --init $base "${@:2}"; }
+judges() { stage "-m stages.reward_model" $1-reward-model --data "$out/pairs/$1.jsonl" --init $base "${@:2}"; }
 preferred=("${rl[@]}" "${last[@]}" --steps $all_steps --init "$out/4a-rules/model" --task pairs+general)
 
 make pairs/own.jsonl "${own_pairs[@]}" --model "$out/3-sft" --out
-cat "$out"/pairs/{authors,own}.jsonl > "$out/pairs/reward-model-1.jsonl"
-judges reward-model-1
-train 4b-first "${preferred[@]}" --reward_model "$out/reward-model-1"
+cat "$out"/pairs/{authors,own}.jsonl > "$out/pairs/first.jsonl"
+judges first
+train 4b-first "${preferred[@]}" --reward_model "$out/first-reward-model"
 
 make pairs/farmed.jsonl "${own_pairs[@]}" --model "$out/4b-first/model" --out
-cat "$out"/pairs/{authors,own,farmed}.jsonl > "$out/pairs/reward-model-2.jsonl"
-judges reward-model-2 --epochs 2
-train 4b-all "${preferred[@]}" --reward_model "$out/reward-model-2"
+cat "$out"/pairs/{authors,own,farmed}.jsonl > "$out/pairs/second.jsonl"
+judges second --epochs 2
+train 4b-all "${preferred[@]}" --reward_model "$out/second-reward-model"
 
 if [ -z "${SMALL:-}" ]; then
     heading "5. Controls"
@@ -70,14 +70,14 @@ if [ -z "${SMALL:-}" ]; then
     # no language reward
     train 2b-no-language "${rl[@]}" --steps $steps --init "$out/1-cold-start"
     # the same pairs without a reward model
-    stage "-m stages.dpo" 4e-dpo --data "$out/pairs/reward-model-2.jsonl" --init "$out/4a-rules/model" \
+    stage "-m stages.dpo" 4e-dpo --data "$out/pairs/second.jsonl" --init "$out/4a-rules/model" \
         --seed "$seed" --steps 500 --lr 3e-4 --muon_lr 1.5e-3
     # the rule alone; either of the reward models that stand for it, alone
     alone=("${rl[@]}" --eval_sets 2 --steps 40 --eval_every 5 --init "$out/4a-rules/model" --task general)
     train 4d-rule-only "${alone[@]}"
-    for model in 1 2; do
-        train 4c-reward-model-$model "${alone[@]}" --reward_model "$out/reward-model-$model"
-        python bench/faults.py "$out/reward-model-$model"
+    for model in first second; do
+        train 4c-$model-model-only "${alone[@]}" --reward_model "$out/$model-reward-model"
+        python bench/faults.py "$out/$model-reward-model"
     done
 fi
 

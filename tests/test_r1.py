@@ -630,8 +630,8 @@ def test_the_table_of_stages_by_hand(tmp_path):
     assert print_table("stages", *folders).stdout.split("\n").count(row) == 1
 
     pairs_of_runs = (
-        ("4c-reward-model-1", (0.1, 0.3, 0.5), 0.25),
-        ("4c-reward-model-2", (0.5, 0.5, 0.5), 0.5),
+        ("4c-first-model-only", (0.1, 0.3, 0.5), 0.25),
+        ("4c-second-model-only", (0.5, 0.5, 0.5), 0.5),
         ("4d-rule-only", (0.9, 0.9, 0.9), 0.75),
     )
     folders = []
@@ -643,10 +643,8 @@ def test_the_table_of_stages_by_hand(tmp_path):
         folders.append(tmp_path / "r1-0" / name)
         write_stage(folders[-1], HELD_OUT.format(0.5), metrics, evaluations)
     out = print_table("reward_hacking", *folders).stdout
-    assert (
-        "| 0 | 0.100 | 0.500 | 0.500 | 0.500 | 0.500 |\n| 2 | 0.200 | 0.250 | 0.500 | 0.500 | 0.750 |\n"
-        in out
-    )
+    assert "| 0 | 0.100 | 0.500 | 0.500 | 0.500 | 0.500 |\n" in out
+    assert "| 2 | 0.200 | 0.250 | 0.500 | 0.500 | 0.750 |\n" in out
 
     run = print_table("stages", tmp_path / "nothing")
     assert run.returncode != 0 and run.stderr.count("\n") == 1 and "nothing" in run.stderr
