@@ -29,20 +29,26 @@ def begin(out, algo, steps):
 
 
 def rows_of(out):
-    """What metrics.csv says, but for the clock; a row that is being written may be there in part."""
-    if not os.path.exists(f"{out}/metrics.csv"):
-        return []
+    """What metrics.csv says, but for the clock."""
     with open(f"{out}/metrics.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     return [{k: v for k, v in row.items() if k and "second" not in k} for row in rows]
 
 
-def wait_for(run, ready):
+def steps_of(out):
+    """How many steps a run has made so far."""
+    if not os.path.exists(f"{out}/metrics.csv"):
+        return 0
+    with open(f"{out}/metrics.csv", "rb") as f:
+        return max(0, f.read().count(b"\n") - 1)
+
+
+def wait_for(run, ready, seconds=0.01):
     """-> False if the run ends before it is so."""
     while not ready():
         if run.poll() is not None:
             return False
-        time.sleep(0.0005)
+        time.sleep(seconds)
     return True
 
 
@@ -56,11 +62,9 @@ def usage(pid):
 def leave_alone(out, algo, steps):
     run = begin(out, algo, steps)
     for share in (0.2, 0.98):
-        wait_for(run, lambda share=share: len(rows_of(out)) >= share * steps)
+        wait_for(run, lambda share=share: steps_of(out) >= share * steps)
         memory, files = usage(run.pid)
-        print(
-            f"{algo}: {memory:.0f} MB, {files} open files at step {len(rows_of(out))}", flush=True
-        )
+        print(f"{algo}, step {steps_of(out)}: {memory:.0f} MB, {files} open files", flush=True)
     run.wait()
 
 
@@ -69,10 +73,10 @@ def kill_often(out, algo, steps, kills, rng):
     inside = 0
     for i, step in enumerate(sorted(rng.sample(range(1, steps), kills))):
         run = begin(out, algo, steps)
-        if not wait_for(run, lambda step=step: len(rows_of(out)) >= step):
+        if not wait_for(run, lambda step=step: steps_of(out) >= step):
             break
         if i % 3 == 0:
-            wait_for(run, lambda: os.path.exists(f"{out}/state.pt.tmp"))
+            wait_for(run, lambda: os.path.exists(f"{out}/state.pt.tmp"), 0.0005)
             time.sleep(rng.uniform(0, 0.01))
         else:
             time.sleep(rng.uniform(0, 0.3))
