@@ -18,7 +18,7 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FLAGS = "--prompts_per_step 2 --group_size 2 --max_new_tokens 8 --eval_every 0 --save_every 3"
+FLAGS = "--prompts_per_step 2 --group_size 2 --max_new_tokens 20 --eval_every 0 --save_every 3"
 FILES = ("samples.txt", "groups.jsonl", "model/model.safetensors")
 
 
