@@ -100,8 +100,8 @@ def draw(groups):
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     for axis, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         draw_panel(axis, panel, groups)
-    if figure.axes[0].lines:
-        figure.axes[0].legend()
+    lines_and_names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*lines_and_names, loc="outside lower center", ncols=6)
     seeds = max(len(runs) for runs in groups.values())
     figure.suptitle(", ".join(groups) + f": mean and range of {seeds} seeds" * (seeds > 1))
     return figure

@@ -26,6 +26,11 @@ SHAPE = dict(
 )
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test first: at the end the other workers would wait for it."""
+    items.sort(key=lambda item: "the_scripts_run" not in item.name)
+
+
 make_pairs = functools.cache(pairs.load)
 
 

@@ -25,6 +25,7 @@ from test_train import (  # noqa: F401
 
 import plot
 import train
+from bench import crash
 from data import jsonl
 from data.tokenizer import Tokenizer
 from model import GPT
@@ -195,6 +196,13 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 model.save({!r})
 """
+
+
+def test_a_run_that_was_killed_inside_a_save_goes_on_as_if_nothing_had_happened(tmp_path, capsys):
+    """`python bench/crash.py --out out/crash` is the long form: 20 kills each of GRPO and PPO."""
+    flags = ["--out", str(tmp_path), "--algo", "grpo", "--steps", "24", "--kills", "1"]
+    assert crash.main(flags) == 0
+    assert "1 kills" in capsys.readouterr().out
 
 
 def test_a_killed_save_leaves_only_what_the_next_one_takes_away(tmp_path):

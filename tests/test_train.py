@@ -161,7 +161,7 @@ def test_learning_run(tmp_path):
     """Under a minute of pure RL raises the reward on the default task, and what is kept of the
     responses says why."""
     flags = "--steps 11 --prompts_per_step 8 --eval_every 100".split()
-    flags += "--eval_problems 4 --eval_k 4 --eval_max_new_tokens 160".split()
+    flags += "--eval_problems 2 --eval_k 2 --eval_max_new_tokens 160".split()
     train.main([*flags, "--out", str(tmp_path)])
     reward = [float(row["reward"]) for row in metrics(tmp_path)]
     assert len(reward) == 11 and sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.15, reward
