@@ -9,6 +9,7 @@ A prompt stands alone: the model does not see the ones before it. Ctrl-C ends th
 
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
@@ -63,7 +64,9 @@ def main(argv=None):
         tokenizer = load_tokenizer(config.model, config, model)
         try:
             for prompt in [config.prompt] if config.prompt else map(str.strip, sys.stdin):
-                respond(config, model, tokenizer, prompt)
+                # after a line that is refused the next one may be typed
+                with suppress(() if config.prompt else SystemExit), one_line_errors():
+                    respond(config, model, tokenizer, prompt)
         except KeyboardInterrupt:
             print(PLAIN)
 

@@ -123,8 +123,7 @@ def fit(config, model, tokenizer, rows, loss):
         tokenizer.save(config.out)
 
     save(state["step"])
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {len(rows):,} pairs, {steps:,} steps")
+    print(f"{len(rows):,} pairs, {steps:,} steps")
     rest = itertools.islice(batches(config, rows), state["step"], steps)
     bar = tqdm(rest, initial=state["step"], total=steps, mininterval=1, disable=None)
     for step, chosen in enumerate(bar, state["step"]):

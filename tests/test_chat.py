@@ -61,6 +61,16 @@ def test_each_line_of_stdin_is_a_prompt(capsys, monkeypatch):
     assert capsys.readouterr().out == 2 * (responses(1)[0] + "\n")
 
 
+def test_after_a_line_that_is_refused_the_next_one_is_answered(capsys, monkeypatch):
+    too_long = "9 " * 600
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{too_long}\n{PROMPT}\n"))
+    chat.main(SHORT)
+    shown = capsys.readouterr()
+    assert shown.out == responses(1)[0] + "\n"
+    assert shown.err.count("\n") == 1 and "the model's context of 512" in shown.err
+    refused(capsys, chat.main, [*SHORT, "--prompt", too_long], "context of 512")
+
+
 def test_bytes_are_held_back_until_they_are_a_character(capsys, monkeypatch):
     ids = torch.tensor([Tokenizer.load("data/base").encode("aé")])  # é: two tokens, a byte each
     assert ids.shape == (1, 3)

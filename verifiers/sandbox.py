@@ -148,8 +148,7 @@ def jobs(tests):
         if isinstance(tests[0], str):
             parts = [split(test) for test in tests]
             return [(tuple(call for call, _ in parts), "", [value for _, value in parts])]
-        pairs = all(isinstance(test, (list, tuple)) for test in tests)
-        if pairs and all([type(part) for part in test] == [str, str] for test in tests):
+        if all(isinstance(t, (list, tuple)) and [*map(type, t)] == [str, str] for t in tests):
             return [((), stdin, lines_of(stdout)) for stdin, stdout in tests]
     raise ValueError("tests: at least one, all of them assert lines or all (stdin, stdout) pairs")
 
