@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # DeepSeek-R1 at small scale (arXiv 2501.12948v2): four stages, from the base of the main job.
-# About 30 minutes on one core.
+# About 45 minutes on one core.
 #
 #   bash runs/r1.sh [FOLDER] [SEED]           default: out/r1 0
 #
