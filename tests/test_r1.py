@@ -502,7 +502,7 @@ def test_the_reward_model_learns_the_preference_and_is_a_reward(trained):
     folder, rows, printed = trained
     held_out = sum(is_test_prompt(row["prompt"]) for row in rows)
     assert held_out == 2 and f"{held_out} pairs are held out" in printed
-    assert f" {40 - held_out} pairs," in printed and "pairs: 0.000 right" in printed
+    assert f"\n{40 - held_out} pairs," in printed and "pairs: 0.000 right" in printed
     log = read_csv(folder / "metrics.csv")
     assert abs(float(log[0]["nll"]) - math.log(2)) < 1e-5  # (2) with equal scores
 
