@@ -34,7 +34,7 @@ def draw(folders, stages=None):
     figure = plot.draw(groups)
     for axis in figure.axes:
         axis.set_xlabel("")
-        axis.set_xticks(range(len(groups)), groups, fontsize=7, ha="left")
+        axis.set_xticks(range(len(groups)), groups, fontsize=7, ha="left", rotation=-20)
     return figure
 
 
