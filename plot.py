@@ -9,6 +9,7 @@ become one line (mean) and a band (range).
 """
 
 import csv
+import math
 import os
 import re
 
@@ -97,13 +98,15 @@ def draw_panel(axis, panel, groups):
 
 def draw(groups):
     """What read_runs returns -> a Figure."""
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axis, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
-        draw_panel(axis, panel, groups)
+    lines = math.ceil(len(PANELS) / 3)
+    figure = Figure(figsize=(12, 3.25 * lines), layout="constrained")
+    for place, panel in enumerate(PANELS, 1):
+        draw_panel(figure.add_subplot(lines, 3, place), panel, groups)
     lines_and_names = figure.axes[0].get_legend_handles_labels()
     figure.legend(*lines_and_names, loc="outside lower center", ncols=6)
     seeds = max(len(runs) for runs in groups.values())
-    figure.suptitle(", ".join(groups) + f": mean and range of {seeds} seeds" * (seeds > 1))
+    title = ", ".join(groups)
+    figure.suptitle(f"{title}: mean and range of {seeds} seeds" if seeds > 1 else title)
     return figure
 
 

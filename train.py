@@ -350,7 +350,7 @@ def train(run, stop):
         with stop.delayed():
             row = train_step(run, step)
             run.step = step + 1
-            stop.agree()
+            stop.agreed = max(world.gather([stop.number]))
             if (step - first) % 20 == 0:
                 print(" ".join(f"{name[:11]:>11}" for name in columns))
             print(" ".join(f"{row[name]:11{form}}" for name, form in columns.items()), flush=True)

@@ -1,7 +1,7 @@
-"""What does a reward model see? For each kind of fault of the general task, the share of requests
-in which it prefers the answer without the fault.
+"""What do reward models see? For each kind of fault of the general task, the share of the 384
+requests in which each of them prefers the answer without the fault.
 
-    python bench/faults.py out/r1/second-reward-model
+    python bench/faults.py out/r1/first-reward-model out/r1/second-reward-model
 """
 
 import os
@@ -42,21 +42,25 @@ def answers_with_faults(rng, problem):
     return " ".join(right), {kind: " ".join(words) for kind, words in faulty.items()}
 
 
-def main(folder):
+def main(folders):
     with one_line_errors():
-        reward = as_reward(folder, TaskFlags())
+        judges = [as_reward(folder, TaskFlags()) for folder in folders]
     rng = random.Random(0)
     preferred = defaultdict(list)
     train, held_out = general.requests()
     for problem in held_out + train:
         right, faulty = answers_with_faults(rng, problem)
-        reward_of_right = reward(problem, right)
+        rewards = [judge(problem, right) for judge in judges]
         for kind, answer in faulty.items():
-            preferred[kind].append(reward_of_right > reward(problem, answer))
-    print("| the fault | the answer without it is preferred in |\n|---|---|")
+            pairs = zip(rewards, judges, strict=True)
+            preferred[kind].append([reward > judge(problem, answer) for reward, judge in pairs])
+    names = " | ".join(os.path.basename(folder) for folder in folders)
+    print(f"| the fault; the answer without it is preferred by | {names} |")
+    print("|---" * (len(folders) + 1) + "|")
     for kind, wins in preferred.items():
-        print(f"| {kind} | {statistics.mean(wins):.2f} of {len(wins)} requests |")
+        shares = [statistics.mean(column) for column in zip(*wins, strict=True)]
+        print(f"| {kind} | {' | '.join(f'{share:.2f}' for share in shares)} |")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

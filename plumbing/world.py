@@ -41,9 +41,9 @@ def gather(items):
     return [parts[i % SIZE][i // SIZE] for i in range(sum(map(len, parts)))]
 
 
-def union(items):
-    """What is in the sets of any process, in order."""
-    return sorted(set().union(*gather([items])))
+def union(names):
+    """What is among the names of any process, in order."""
+    return sorted(set().union(*gather([list(names)])))
 
 
 def add(*tensors):
@@ -54,7 +54,7 @@ def add(*tensors):
 
 def add_gradients(parameters):
     """Of the parameters that have a gradient in any process."""
-    for i in union({i for i, p in enumerate(parameters) if p.grad is not None}):
+    for i in union(i for i, p in enumerate(parameters) if p.grad is not None):
         if parameters[i].grad is None:
             parameters[i].grad = torch.zeros_like(parameters[i])
         add(parameters[i].grad)

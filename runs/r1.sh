@@ -77,8 +77,8 @@ if [ -z "${SMALL:-}" ]; then
     train 4d-rule-only "${alone[@]}"
     for model in first second; do
         train 4c-$model-model-only "${alone[@]}" --reward_model "$out/$model-reward-model"
-        python bench/faults.py "$out/$model-reward-model"
     done
+    python bench/faults.py "$out"/{first,second}-reward-model
 fi
 
 heading "6. Every stage on held-out problems"

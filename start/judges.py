@@ -1,9 +1,7 @@
 """Judges that not every run needs: a user's function, a reward model, programs in a sandbox."""
 
+import importlib
 import runpy
-
-from stages import reward_model
-from verifiers import sandbox
 
 
 def add(task, flags, kinds):
@@ -16,7 +14,7 @@ def add(task, flags, kinds):
     if flags.reward_model:
         add_reward_model(task, flags)
     if "code" in kinds or "gym" in kinds:
-        sandbox.start(flags.unsafe_code)
+        importlib.import_module("verifiers.sandbox").start(flags.unsafe_code)
 
 
 def user_function(name):
@@ -33,9 +31,9 @@ def user_function(name):
 
 def add_reward_model(task, flags):
     """The reward model judges general problems in training, and held-out ones a second time."""
+    reward_model = importlib.import_module("stages.reward_model")
     task.judges["preferred"] = reward_model.as_reward(flags.reward_model, flags)
-    as_judged = {"kind": "preferred"}
-    task.train = [p | as_judged if p["kind"] == "general" else p for p in task.train]
+    kind = {"kind": "preferred"}
+    task.train = [p | kind if p["kind"] == "general" else p for p in task.train]
     if "general" in task.held_out:
-        held_out = task.held_out["general"]
-        task.held_out["general by reward model"] = [p | as_judged for p in held_out]
+        task.held_out["general by reward model"] = [p | kind for p in task.held_out["general"]]

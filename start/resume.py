@@ -151,6 +151,7 @@ class StopSignal:
 
     def __init__(self, out):
         self.out = out
+        # a signal that this process heard; one that any of several heard
         self.number = self.agreed = 0
         self.is_delayed = False
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -162,9 +163,6 @@ class StopSignal:
         if not self.is_delayed:
             self.leave()
         print("\nstopping after this step (once more: at once)", flush=True)
-
-    def agree(self):
-        self.agreed = max(world.gather([self.number]))
 
     @contextlib.contextmanager
     def delayed(self):

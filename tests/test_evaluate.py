@@ -177,6 +177,14 @@ def test_a_study_is_drawn_like_the_folders_of_its_runs(tmp_path):
     assert points(figure.axes[0].lines[0]) == [(0, 0.5)]  # the first held-out set
 
 
+def test_a_seventh_panel_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "PANELS", [*plot.PANELS, ("mine", "metrics", ["mine"])])
+    write_csv(tmp_path / "metrics.csv", "step,mine", "1,5", "4,6")
+    figure = drawn(tmp_path)
+    assert points(figure.axes[6].lines[0]) == [(1, 5), (4, 6)]
+    assert len(figure.axes) == 7
+
+
 def test_the_stages_of_a_journey_are_equally_wide(tmp_path):
     write_csv(tmp_path / "a" / "metrics.csv", "step,reward", "1,5", "4,6")
     write_csv(tmp_path / "b" / "metrics.csv", "step,reward", "1,7", "2,8")

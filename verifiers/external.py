@@ -43,22 +43,19 @@ class Server:
 
     process = None
 
-    def start(self):
-        self.pipe, theirs = Pipe()
-        command = [sys.executable, "-B", "-m", "verifiers.external", str(theirs.fileno())]
-        settings = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        settings["env"] = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-        settings["pass_fds"] = [theirs.fileno()]
-        # Ctrl-C is for the parent only
-        self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **settings)
-        theirs.close()
-
     def ask(self, *arguments):
         """What `score` returns; None if the server does not answer, and has been killed.
 
         RuntimeError with the server's traceback if it raises."""
         if self.process is None or self.process.poll() is not None:
-            self.start()
+            self.pipe, theirs = Pipe()
+            command = [sys.executable, "-B", "-m", "verifiers.external", str(theirs.fileno())]
+            settings = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            settings["env"] = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+            settings["pass_fds"] = [theirs.fileno()]
+            # Ctrl-C is for the parent only
+            self.process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **settings)
+            theirs.close()
         try:
             self.pipe.send_bytes(json.dumps(arguments).encode())
             if self.pipe.poll(SERVER_SECONDS):
