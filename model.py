@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint as recompute_block
 
 from plumbing import checkpoint
 
+torch.backends.cuda.enable_cudnn_sdp(False)  # the kernel that plans, see KVCache.attention
+
 
 @dataclass
 class GPTConfig:
@@ -72,6 +74,8 @@ class KVCache:
             k = torch.cat((past[0], k), 2)  # (N, J, K, D)
             v = torch.cat((past[1], v), 2)
         self.layers[layer] = (k, v)
+        if q.is_cuda:  # whose kernels either take no groups or plan 0.1 s for each new shape
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         grouped = q.shape[1] != k.shape[1]
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(

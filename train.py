@@ -37,6 +37,7 @@ from start.compose import autocast, load_model, load_tokenizer, make_optimizer
 from start.resume import StopSignal, keep_best, load_initial, open_run, parse_run, save_checkpoint
 from start.task import TaskFlags, build_task, check_task
 
+MICROBATCH = {"cpu": 1536, "cuda": 16384}  # a GPU wants large products
 SCHEDULES = ("constant", "linear", "cosine")
 JUDGE_COLUMNS = "reward accuracy format length reflection language truncated unjudged".split()
 PRINTED = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f")
@@ -64,7 +65,7 @@ class Config(TaskFlags):
     warmup: int = flag(5, "steps of linear warm-up", at_least=1)
     schedule: str = flag("constant", "after it; linear and cosine fall to 0", choices=SCHEDULES)
     clip_norm: float = flag(1.0, "gradient norm limit", at_least=1e-6)
-    tokens_per_microbatch: int = flag(1536, "padded tokens: memory and time only", at_least=1)
+    tokens_per_microbatch: int = flag(0, "padded tokens: memory and time; 0: 1536, on a GPU 16384")
     eval: str = flag("", "held-out problems from elsewhere: tasks or .jsonl files, joined by +")
     eval_every: int = flag(10, "steps between evaluations on held-out problems; 0: none")
     eval_problems: int = flag(96, "only the first so many problems of a held-out set; 0: all")
@@ -73,6 +74,10 @@ class Config(TaskFlags):
     eval_max_new_tokens: int = flag(320, "longest response in evaluation", at_least=1)
     save_every: int = flag(20, "steps between checkpoints", at_least=1)
     inspect_every: int = flag(10, "steps between groups that are recorded", at_least=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.tokens_per_microbatch = self.tokens_per_microbatch or MICROBATCH[self.device]
 
     @property
     def prompts_sampled(self):

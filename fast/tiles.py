@@ -6,11 +6,12 @@
     d entropy / dz_v  = -p_v (log p_v + entropy) / temperature                                   (4)
 
 The table of logits (M, V) is never there as a whole. The forward pass goes over tiles of rows x
-vocabulary and keeps a running maximum and sum; the backward pass turns each tile into its gradient
-in place. Tiles that fit into so many bytes stay in between, the others are computed again. The
-elementwise work on a tile has a torch body here and a Triton kernel in triton_kernels.py.
+vocabulary and keeps a running maximum and sum; the backward pass turns each tile into its gradient.
+Tiles that fit into so many bytes stay in between, the others are computed again. The elementwise
+work on a tile has a torch body here and a Triton kernel in triton_kernels.py.
 """
 
+import functools
 import os
 import warnings
 
@@ -19,28 +20,33 @@ from torch.autograd.function import once_differentiable
 
 from model import product
 
-try:
-    from fast import triton_kernels
-except ImportError:
-    triton_kernels = None
-
 TILE = {"cpu": (512, 2048), "cuda": (4096, 8192)}  # rows, vocabulary
 
 
-def uses_triton(z):
-    if z.is_cuda and triton_kernels is None:
-        warnings.warn("triton is not installed: log-probs run on slower kernels", stacklevel=2)
-    if triton_kernels is None or z.dtype == torch.float64:
-        return False
-    return z.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+@functools.cache
+def triton_module(device, dtype):
+    """fast.triton_kernels on a GPU, or in Triton's interpreter; None where they do not compile.
+
+    That takes the package, a C compiler and Python's headers."""
+    on_cpu = device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"
+    if on_cpu or dtype == torch.float64:
+        return None
+    try:
+        from fast import triton_kernels
+
+        z = torch.zeros(1, 1, device=device, dtype=dtype)
+        triton_kernels.update_stats(z, z[0].long(), z.float().repeat(4, 1))
+        return triton_kernels
+    except Exception as error:  # of the package, the compiler or the driver
+        warnings.warn(f"log-probs run on slower kernels, without Triton: {error}", stacklevel=2)
 
 
 def update_stats(z, y, stats):
     """A tile of logits z (R, K), targets y (R,) as columns of it: updates stats (4, R).
 
     Its rows: running maximum, sum of exp, logit of the target, sum of exp * logit."""
-    if uses_triton(z):
-        triton_kernels.update_stats(z, y, stats)
+    if kernels := triton_module(z.device.type, z.dtype):
+        kernels.update_stats(z, y, stats)
         return
     z = z.to(stats.dtype)
     maximum, total, target, weighted = stats
@@ -57,8 +63,8 @@ def update_stats(z, y, stats):
 
 def logits_gradient(z, y, saved, out):
     """A tile as above; saved (4, R): lse, d log pi, entropy, d entropy. Its gradient -> out."""
-    if uses_triton(z):
-        triton_kernels.logits_gradient(z, y, saved, out)
+    if kernels := triton_module(z.device.type, z.dtype):
+        kernels.logits_gradient(z, y, saved, out)
         return
     lse, d_logp, entropy, d_entropy = saved[:, :, None]
     d = out if out.dtype == saved.dtype else torch.empty_like(out, dtype=saved.dtype)
@@ -138,9 +144,9 @@ class TiledLogprobs(torch.autograd.Function):
                 z = ctx.kept.pop((rows.start, columns.start), None)
                 if z is None:
                     z = TiledLogprobs.logits(hidden, weight, rows, columns, T)
-                logits_gradient(z, targets[rows] - columns.start, saved[:, rows], z)
-                z = z.to(hidden.dtype)
-                d_hidden[rows] += product(z, weight[columns])
-                d_slice = d_slice + product(z.T, hidden[rows])
+                d = z if z.dtype == hidden.dtype else torch.empty_like(z, dtype=hidden.dtype)
+                logits_gradient(z, targets[rows] - columns.start, saved[:, rows], d)
+                d_hidden[rows] += product(d, weight[columns])
+                d_slice = d_slice + product(d.T, hidden[rows])
             d_weight[columns] = d_slice
         return d_hidden.to(hidden.dtype), d_weight, None, None, None

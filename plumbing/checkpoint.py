@@ -12,7 +12,7 @@ import os
 import safetensors.torch
 import torch
 
-from plumbing.files import replacing
+from plumbing.files import write_file
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -137,9 +137,7 @@ def public_name(name):
 
     norm.weight and body.norm.weight -> model.norm.weight; value_head.bias -> value_head.bias"""
     name = name.removeprefix("body.")
-    if name.startswith(("lm_head.", "value_head.")):
-        return name
-    return "model." + name
+    return name if name.startswith(("lm_head.", "value_head.")) else "model." + name
 
 
 def read_tensors(folder):
@@ -193,17 +191,9 @@ def save(model, folder):
     config["model_type"] = family
     config["architectures"] = [family.capitalize() + "ForCausalLM"]
     config["rope_scaling"] = model.config.rope_scaling
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        tensors[public_name(name)] = tensor.contiguous()
+    tensors = {public_name(name): x.contiguous() for name, x in model.state_dict().items()}
     # not save_file: killed, it leaves a copy behind, and only the owner may read what it writes
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
-
     os.makedirs(folder, exist_ok=True)
-    config_path = os.path.join(folder, "config.json")
-    weights_path = os.path.join(folder, "model.safetensors")
-    with replacing(config_path) as new_config, replacing(weights_path) as new_weights:
-        with open(new_config, "w") as f:
-            json.dump(config, f, indent=1)
-        with open(new_weights, "wb") as f:
-            f.write(weights)
+    write_file(os.path.join(folder, "model.safetensors"), weights)
+    write_file(os.path.join(folder, "config.json"), json.dumps(config, indent=1).encode())

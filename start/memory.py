@@ -1,6 +1,7 @@
 """How much memory a run takes, by arithmetic: `python train.py --dry_run` prints it and stops.
 
-Weights, gradients and AdamW's two moments are fp32: 16 bytes a trained parameter, 4 a frozen one.
+Weights, gradients and AdamW's two moments are fp32: 16 bytes a trained parameter, 2 more for the
+copy that bf16 products need, 4 a frozen one.
 What a token takes is counted on the policy itself: what two rows of tokens take more than one.
 """
 
@@ -54,7 +55,7 @@ def estimate(nets, config, group_size, prompt_columns):
     with autocast(config):
         kept, cached = per_token(nets.policy).tolist()
     logits = min(logits, KEEP_BYTES) if vocab_size > SMALL_VOCABULARY else 3 * logits
-    always = 16 * trained + 4 * frozen
+    always = (16 if config.dtype == "float32" else 18) * trained + 4 * frozen
     activations, cache = updated * kept, sampled * cached
     return {
         "weights, gradients, AdamW": always,

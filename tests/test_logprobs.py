@@ -1,5 +1,6 @@
 """The tiled path against its definition, in value and gradient; the definition against float64."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import fast
 import logprobs
 from fast import tiles
 from logprobs import log_softmax_gather, reference_logprobs, response_logprobs, token_logprobs
@@ -320,13 +322,31 @@ def test_the_triton_kernels_pass_the_same_tests():
     assert inner.returncode == 0 and " passed" in output and "skipped" not in output, output
 
 
+def test_kernels_that_do_not_compile_are_done_without(monkeypatch):
+    """No C compiler, say: found out before the first log-prob, and said once."""
+
+    class Broken:
+        def update_stats(self, *tensors):
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(sys.modules, "fast.triton_kernels", Broken())
+    monkeypatch.setattr(fast, "triton_kernels", Broken(), raising=False)
+    tiles.triton_module.cache_clear()
+    with pytest.warns(UserWarning, match="without Triton: Failed to find C compiler"):
+        ours = log_softmax_gather(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
+    assert ours.item() == pytest.approx(-math.log(1 + math.exp(-1)))
+    assert tiles.triton_module("cpu", torch.float32) is None  # without a second warning
+    tiles.triton_module.cache_clear()
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="runs inside the test above")
 def test_row_offsets_do_not_overflow_32_bits():
     """Three rows 2^31 - 4096 entries apart, in memory that is never touched elsewhere."""
     stride, K = 2**31 - 4096, 33
     z = torch.empty(2 * stride + K, dtype=torch.bfloat16).as_strided((3, K), (stride, 1))
     z.copy_(torch.randn(3, K))
-    assert tiles.uses_triton(z)
+    assert tiles.triton_module("cpu", z.dtype)
     stats = torch.zeros(4, 3)
     stats[0] = -1e30
     tiles.update_stats(z, torch.tensor([1, 2, 3]), stats)

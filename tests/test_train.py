@@ -37,7 +37,7 @@ from model import GPT
 from rewards import Judge
 from sampler import Rollout, sample
 from stages import rejection, sft
-from start import memory
+from start import compose, memory
 from start.resume import parse_run
 
 SMALL = "--init data/base --prompts_per_step 2 --group_size 4 --max_new_tokens 24".split()
@@ -621,6 +621,13 @@ def test_a_policy_of_ones_own(algo):
     assert 0 < held_out["length"] <= 8 and len(groups) == 2
     parts = memory.estimate(nets, config, group_size=4, prompt_columns=20)
     assert parts["sampling: KV cache"] > 0 and parts["update: activations"] > 0
+
+
+def test_a_micro_batch_suits_the_device(tmp_path):
+    out = ("--out", str(tmp_path / "x"))
+    assert parsed(*out)[0].tokens_per_microbatch == train.MICROBATCH["cpu"] == 1536
+    assert parsed("--tokens_per_microbatch", "77", *out)[0].tokens_per_microbatch == 77
+    assert set(compose.DEVICES) <= set(train.MICROBATCH)
 
 
 # --- Flags ------------------------------------------------------------------------------------
