@@ -4,8 +4,9 @@
 
 S: 256 wide, 6 layers, 8 heads, SwiGLU 704, vocabulary 512; 32 prompts of 32 ids, 8 responses each.
 R: the shape of SmolLM2-135M, vocabulary 49,152; 4 prompts of 64 ids, 8 responses each.
-Both: random weights, 64 new tokens in every response, reward = share of even ids, lr 1e-4, one
-optimizer step a rollout.
+1.5B: the shape of Qwen2.5-1.5B, for a GPU; 64 prompts of 256 ids, 8 responses of 1,024 each.
+All: random weights, 64 new tokens in every response of S and R, reward = share of even ids, lr
+1e-4, one optimizer step a rollout.
 
 of_it_head: what the head and the log-probs take of the update, forward and backward, timed alone.
 product_gflops: the rate of one matrix product, to hold the seconds against. estimate_mb: what
@@ -34,9 +35,19 @@ from start.resume import parse_run  # noqa: E402
 
 S = GPTConfig(vocab_size=512, n_layer=6, n_head=8, n_kv_head=8, n_embd=256, n_hidden=704)
 R = GPTConfig(vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, n_hidden=1536)
-SETTINGS = {"S": (S, 32, 32), "R": (R, 4, 64)}  # shape, prompts, ids of a prompt
+BILLIONS = GPTConfig(
+    vocab_size=151936,
+    n_layer=28,
+    n_head=12,
+    n_kv_head=2,
+    n_embd=1536,
+    n_hidden=8960,
+    qkv_bias=True,
+    max_seq_len=2048,
+)
+# shape, prompts, ids of a prompt, new tokens
+SETTINGS = {"S": (S, 32, 32, 64), "R": (R, 4, 64, 64), "1.5B": (BILLIONS, 64, 256, 1024)}
 GROUP_SIZE = 8
-NEW_TOKENS = 64
 
 
 def now(device):
@@ -45,7 +56,7 @@ def now(device):
     return time.perf_counter()
 
 
-def make_run(args, shape, prompts):
+def make_run(args, shape, prompts, new_tokens):
     """A train.Run without task, tokenizer and folder: nothing here needs them."""
     flags = {
         "algo": args.algo,
@@ -54,7 +65,7 @@ def make_run(args, shape, prompts):
         "minibatches": 1,
         "lr": 1e-4,
         "prompts_per_step": prompts,
-        "max_new_tokens": NEW_TOKENS,
+        "max_new_tokens": new_tokens,
         "tokens_per_microbatch": args.tokens_per_microbatch,
         "device": args.device,
         "dtype": args.dtype,
@@ -62,7 +73,9 @@ def make_run(args, shape, prompts):
     }
     argv = [f"--{name}={value}" for name, value in flags.items()]
     config, hp, algo, _ = parse_run(argv, __doc__, train.Config)
-    nets = algo.networks(GPT(shape).to(args.device), hp)
+    with torch.device(args.device):  # where random weights are soon made
+        policy = GPT(shape)
+    nets = algo.networks(policy.to(args.device), hp)
     optimizer = train.make_optimizer(nets, hp, config.lr)
     for group in optimizer.param_groups:
         group["lr"] = config.lr
@@ -86,7 +99,7 @@ def time_step(run, shape, prompts, prompt_length, step):
     ids = torch.randint(shape.vocab_size, (prompts, prompt_length), generator=generator).tolist()
     began = now(device)
     with run.autocast:
-        rollout = sample(run.nets.policy, ids, GROUP_SIZE, NEW_TOKENS, seed=step)
+        rollout = sample(run.nets.policy, ids, GROUP_SIZE, run.config.max_new_tokens, seed=step)
     rollout.step = step
     rollout.rewards = (rollout.response_ids % 2 == 0).float().mean(1)
     sampled = now(device)
@@ -149,11 +162,11 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    shape, prompts, prompt_length = SETTINGS[args.setting]
-    run = make_run(args, shape, prompts)
+    shape, prompts, prompt_length, new_tokens = SETTINGS[args.setting]
+    run = make_run(args, shape, prompts, new_tokens)
     times = [time_step(run, shape, prompts, prompt_length, i) for i in range(args.steps + 1)]
     timed = times[1:]
-    tokens = prompts * GROUP_SIZE * NEW_TOKENS
+    tokens = prompts * GROUP_SIZE * new_tokens
     head_seconds = time_head(run, shape, tokens)
     gflops = product_gflops(run)
     peak = peak_bytes(args.device)

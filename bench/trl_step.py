@@ -28,7 +28,7 @@ from trl import GRPOConfig, GRPOTrainer
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from bench.step import GROUP_SIZE, NEW_TOKENS, SETTINGS, peak_bytes  # noqa: E402
+from bench.step import GROUP_SIZE, SETTINGS, peak_bytes  # noqa: E402
 from data import load_task  # noqa: E402
 from data.tokenizer import Tokenizer as PairsTokenizer  # noqa: E402
 from rewards import Judge  # noqa: E402
@@ -47,7 +47,7 @@ class Work:
     end: str
     prompts_per_step: int = 0
     group_size: int = GROUP_SIZE
-    new_tokens: int = NEW_TOKENS
+    new_tokens: int = 64
     steps_per_rollout: int = 1  # optimizer steps
     warmup: int = 0  # rollouts
     beta: float = 0.0  # weight of the KL
@@ -89,7 +89,7 @@ def share_of_even_ids(completion_ids, **kwargs):
 
 def random_work(args):
     """S or R: the work of bench/step.py."""
-    shape, prompts_per_step, prompt_length = SETTINGS[args.setting]
+    shape, prompts_per_step, prompt_length, _ = SETTINGS[args.setting]
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         num_hidden_layers=shape.n_layer,
@@ -204,7 +204,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--setting", default="S", choices=[*SETTINGS, "pairs"])
+    parser.add_argument("--setting", default="S", choices=MICROBATCH)
     parser.add_argument("--kl_coef", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that is not")
     parser.add_argument("--threads", type=int, default=0)

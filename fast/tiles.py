@@ -6,9 +6,9 @@
     d entropy / dz_v  = -p_v (log p_v + entropy) / temperature                                   (4)
 
 The table of logits (M, V) is never there as a whole. The forward pass goes over tiles of rows x
-vocabulary and keeps a running maximum and sum; the backward pass turns each tile into its gradient.
-Tiles that fit into so many bytes stay in between, the others are computed again. The elementwise
-work on a tile has a torch body here and a Triton kernel in triton_kernels.py.
+vocabulary and keeps a running maximum and sum; the backward pass turns each tile into its gradient
+in place. Tiles that fit into so many bytes stay in between, the others are computed again. The
+elementwise work on a tile has a torch body here and a Triton kernel in triton_kernels.py.
 """
 
 import functools
@@ -144,9 +144,9 @@ class TiledLogprobs(torch.autograd.Function):
                 z = ctx.kept.pop((rows.start, columns.start), None)
                 if z is None:
                     z = TiledLogprobs.logits(hidden, weight, rows, columns, T)
-                d = z if z.dtype == hidden.dtype else torch.empty_like(z, dtype=hidden.dtype)
-                logits_gradient(z, targets[rows] - columns.start, saved[:, rows], d)
-                d_hidden[rows] += product(d, weight[columns])
-                d_slice = d_slice + product(d.T, hidden[rows])
+                logits_gradient(z, targets[rows] - columns.start, saved[:, rows], z)
+                z = z.to(hidden.dtype)
+                d_hidden[rows] += product(z, weight[columns])
+                d_slice = d_slice + product(z.T, hidden[rows])
             d_weight[columns] = d_slice
         return d_hidden.to(hidden.dtype), d_weight, None, None, None
