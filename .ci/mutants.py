@@ -656,4 +656,18 @@ MUTANTS = [
         "sum(parts, [])[i]",
         ("test_world", "step_of_one"),
     ),
+    (
+        "no compiler for the kernels",
+        "fast/tiles.py",
+        "except Exception as error:  # of the package",
+        "except ImportError as error:  # of the package",
+        ("test_logprobs", "do_not_compile"),
+    ),
+    (
+        "the micro-batch of a device",
+        "train.py",
+        "self.tokens_per_microbatch or MICROBATCH[self.device]",
+        "self.tokens_per_microbatch or 16384",
+        ("test_train", "suits_the_device"),
+    ),
 ]

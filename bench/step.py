@@ -6,7 +6,7 @@ S: 256 wide, 6 layers, 8 heads, SwiGLU 704, vocabulary 512; 32 prompts of 32 ids
 R: the shape of SmolLM2-135M, vocabulary 49,152; 4 prompts of 64 ids, 8 responses each.
 1.5B: the shape of Qwen2.5-1.5B, for a GPU; 64 prompts of 256 ids, 8 responses of 1,024 each.
 All: random weights, 64 new tokens in every response of S and R, reward = share of even ids, lr
-1e-4, one optimizer step a rollout.
+1e-4, one optimizer step a rollout. --prompts, --group_size, --new, --vocabulary: other sizes.
 
 of_it_head: what the head and the log-probs take of the update, forward and backward, timed alone.
 product_gflops: the rate of one matrix product, to hold the seconds against. estimate_mb: what
@@ -20,6 +20,7 @@ import resource
 import statistics
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
@@ -47,7 +48,7 @@ BILLIONS = GPTConfig(
 )
 # shape, prompts, ids of a prompt, new tokens
 SETTINGS = {"S": (S, 32, 32, 64), "R": (R, 4, 64, 64), "1.5B": (BILLIONS, 64, 256, 1024)}
-GROUP_SIZE = 8
+GROUP_SIZE = 8  # responses to a prompt
 
 
 def now(device):
@@ -56,16 +57,16 @@ def now(device):
     return time.perf_counter()
 
 
-def make_run(args, shape, prompts, new_tokens):
+def make_run(args, shape):
     """A train.Run without task, tokenizer and folder: nothing here needs them."""
     flags = {
         "algo": args.algo,
-        "group_size": GROUP_SIZE,
+        "group_size": args.group_size,
         "kl_coef": args.kl_coef,
         "minibatches": 1,
         "lr": 1e-4,
-        "prompts_per_step": prompts,
-        "max_new_tokens": new_tokens,
+        "prompts_per_step": args.prompts,
+        "max_new_tokens": args.new,
         "tokens_per_microbatch": args.tokens_per_microbatch,
         "device": args.device,
         "dtype": args.dtype,
@@ -92,14 +93,15 @@ def make_run(args, shape, prompts, new_tokens):
     )
 
 
-def time_step(run, shape, prompts, prompt_length, step):
+def time_step(run, shape, prompt_length, step):
     """-> seconds of sampling, of the other networks and advantages, of the update"""
-    device = run.config.device
+    device, prompts = run.config.device, run.config.prompts_per_step
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(shape.vocab_size, (prompts, prompt_length), generator=generator).tolist()
     began = now(device)
     with run.autocast:
-        rollout = sample(run.nets.policy, ids, GROUP_SIZE, run.config.max_new_tokens, seed=step)
+        limits = run.hp.group_size, run.config.max_new_tokens
+        rollout = sample(run.nets.policy, ids, *limits, seed=step)
     rollout.step = step
     rollout.rewards = (rollout.response_ids % 2 == 0).float().mean(1)
     sampled = now(device)
@@ -158,23 +160,36 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens_per_microbatch", type=int, default=4096)
+    parser.add_argument("--prompts", type=int, default=0)
+    parser.add_argument("--group_size", type=int, default=GROUP_SIZE)
+    parser.add_argument("--new", type=int, default=0, help="tokens of a response")
+    parser.add_argument("--vocabulary", type=int, default=0)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape, prompts, prompt_length, new_tokens = SETTINGS[args.setting]
-    run = make_run(args, shape, prompts, new_tokens)
-    times = [time_step(run, shape, prompts, prompt_length, i) for i in range(args.steps + 1)]
+    args.prompts = args.prompts or prompts
+    args.new = args.new or new_tokens
+    context = max(shape.max_seq_len, prompt_length + args.new)
+    vocab_size = args.vocabulary or shape.vocab_size
+    shape = replace(shape, vocab_size=vocab_size, max_seq_len=context)
+    run = make_run(args, shape)
+    times = [time_step(run, shape, prompt_length, i) for i in range(args.steps + 1)]
     timed = times[1:]
-    tokens = prompts * GROUP_SIZE * new_tokens
+    tokens = args.prompts * args.group_size * args.new
     head_seconds = time_head(run, shape, tokens)
     gflops = product_gflops(run)
     peak = peak_bytes(args.device)
-    parts = memory.estimate(run.nets, run.config, GROUP_SIZE, prompt_length)
+    parts = memory.estimate(run.nets, run.config, args.group_size, prompt_length)
     seconds = statistics.median(sum(t) for t in timed)
     parameters = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])
     line = {
         "setting": args.setting,
+        "prompts": args.prompts,
+        "group_size": args.group_size,
+        "new": args.new,
+        "vocabulary": vocab_size,
         "algo": args.algo,
         "kl_coef": args.kl_coef,
         "dtype": args.dtype,
