@@ -45,9 +45,9 @@ class Work:
     reward: Any  # function(prompts, completion_ids, **kwargs) -> rewards
     pad: str
     end: str
-    prompts_per_step: int = 0
+    prompts_per_step: int
+    new_tokens: int
     group_size: int = GROUP_SIZE
-    new_tokens: int = 64
     steps_per_rollout: int = 1  # optimizer steps
     warmup: int = 0  # rollouts
     beta: float = 0.0  # weight of the KL
@@ -89,7 +89,7 @@ def share_of_even_ids(completion_ids, **kwargs):
 
 def random_work(args):
     """S or R: the work of bench/step.py."""
-    shape, prompts_per_step, prompt_length, _ = SETTINGS[args.setting]
+    shape, prompts_per_step, prompt_length, new_tokens = SETTINGS[args.setting]
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         num_hidden_layers=shape.n_layer,
@@ -114,6 +114,7 @@ def random_work(args):
         pad="<pad>",
         end="<eos>",
         prompts_per_step=prompts_per_step,
+        new_tokens=new_tokens,
         beta=args.kl_coef,
     )
 

@@ -83,8 +83,7 @@ def start(config, model, opts):
     path = f"{config.out}/state.pt"
     if state["flags"] != flags:
         raise ValueError(f"{path} is of a run with other flags, data or init")
-    parts = [(model, state["model"])]
-    parts += zip(opts, state["optimizers"], strict=True)
+    parts = [(model, state["model"]), *zip(opts, state["optimizers"], strict=True)]
     restore(path, config.init, parts)
     return state
 
@@ -105,9 +104,7 @@ def fit(config, model, tokenizer, rows, loss):
 
     loss(rows of a batch) leaves its gradient in the model and returns columns of metrics.csv, one
     of them "nll"."""
-    steps = config.steps
-    if steps == 0:
-        steps = max(1, math.ceil(config.epochs * len(rows) / config.batch))
+    steps = config.steps or max(1, math.ceil(config.epochs * len(rows) / config.batch))
     opts = optimizers(model, config.lr, config.muon_lr)
     with one_line_errors():
         state = start(config, model, opts)
