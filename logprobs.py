@@ -42,7 +42,7 @@ def token_logprobs(hidden, weight, targets, temperature=1.0, keep=None):
     Both are differentiable. keep: bytes of logits for the backward pass (KEEP_BYTES)."""
     device = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if device == "cuda" and torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     V = len(weight)
     with torch.autocast(device, enabled=False):

@@ -145,17 +145,24 @@ def product(a, b):
     """a @ b in at least fp32: two matrices, or two stacks of as many."""
     wide = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):  # a backward pass may be called under it
-        if not a.is_cuda or a.dtype == wide:
+        if a.dtype == wide:
+            return a @ b
+        if a.is_cuda:
+            multiply = torch.mm if a.dim() == 2 else torch.bmm
+            return multiply(a, b, out_dtype=wide)
+        # a CPU's units for bf16 add up in fp32, too
+        precision = "bf16" if a.dtype == torch.bfloat16 else "none"
+        with torch.backends.mkldnn.flags(True, allow_tf32=None, fp32_precision=precision):
             return a.to(wide) @ b.to(wide)
-        multiply = torch.mm if a.dim() == 2 else torch.bmm
-        return multiply(a, b, out_dtype=wide)
 
 
 # --- The transformer --------------------------------------------------------------------------
 
 
 def rotary_tables(config):
-    """cos and sin (max_seq_len, D), fp32, on the CPU even where the weights are made on "meta"."""
+    """cos and sin (max_seq_len, D), fp32, on the CPU even where the weights are made on "meta".
+
+    The first half of sin is negative: it is for the second half of x, which takes its place."""
     D = config.head_dim
     frequency = config.rope_theta ** (-torch.arange(0, D, 2, device="cpu").float() / D)
     scaling = config.rope_scaling
@@ -166,14 +173,13 @@ def rotary_tables(config):
         short = ((turns - low) / (high - low)).clamp(0, 1)
         frequency = frequency * (short + (1 - short) / scaling["factor"])
     position = torch.arange(config.max_seq_len, device="cpu").float()
-    angle = torch.outer(position, frequency).repeat(1, 2)
-    return angle.cos(), angle.sin()
+    angle = torch.outer(position, frequency)
+    return angle.cos().repeat(1, 2), torch.cat((-angle, angle), 1).sin()
 
 
 def rotate(x, cos, sin):
     """Rotary position embedding (arXiv 2104.09864, eq. 34) of x (N, heads, S, D)."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-b, a), dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
 def causal_mask(column, K, start):
