@@ -25,5 +25,5 @@ tune sft --seed "$seed" --data "$out/sft/data.jsonl" --init data/smollm2 --batch
 
 heading "3. GRPO: the reward is 1 for a right answer, and 0.1 for the format"
 train grpo-$seed --init "$out/sft" --seed "$seed" --dtype bfloat16 --prompts_per_step 8 --group_size 8 \
-    --minibatches 1 --kl_coef 0 --lr 4e-5 --warmup 3 --max_new_tokens 192 --steps 40 --eval_every 20 \
+    --minibatches 1 --kl_coef 0 --lr 1e-5 --warmup 5 --max_new_tokens 192 --steps 40 --eval_every 20 \
     --eval_problems 48 --eval_k 8 --eval_sets 2 --eval_max_new_tokens 256 "${@:3}"

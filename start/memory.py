@@ -41,7 +41,7 @@ def estimate(nets, config, group_size, prompt_columns):
 
     The peak is what is there always and the larger of the two phases."""
     networks = [net for net in vars(nets).values() if net is not None]
-    parameters = [p for net in networks for p in net.parameters()]
+    parameters = {p for net in networks for p in net.parameters()}  # networks may share some
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
     frozen += config.lag * sum(p.numel() for p in nets.policy.parameters())
