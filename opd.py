@@ -81,8 +81,7 @@ def by_teacher(nets, rollout, hp):
         if rows:
             parts.append((teacher, torch.tensor(rows, device=rollout.group.device)))
     if sum(len(rows) for _, rows in parts) != len(tasks):
-        given = " ".join(hp.teacher)
-        raise SystemExit(f"--teacher {given}: not one for each task; that of a single one: DIR")
+        raise SystemExit(f"--teacher {' '.join(hp.teacher)}: not one for each of the tasks")
     return parts
 
 

@@ -104,9 +104,9 @@ def seconds_of(run):
 
 def final(runs, held_out_set):
     """The base, which is the first evaluation of the first run, and each run at its last one."""
-    header = next(iter(runs.values()))[0]["eval.csv"][0]
-    columns = ["pass@1", *[name for name in header if re.fullmatch(r"cons@\d+", name)]]
-    columns += [name.replace("cons", "pass") for name in columns[1:]]
+    rows = [row for seeds in runs.values() for run in seeds for row in run["eval.csv"]]
+    votes = sorted({name for row in rows for name in row if re.fullmatch(r"cons@\d+", name)})
+    columns = ["pass@1", *votes, *[name.replace("cons", "pass") for name in votes]]
     columns += "greedy length reflection format language truncated".split()
     rows = []
     for name, seeds in runs.items():

@@ -5,7 +5,7 @@ copy that bf16 products need, 4 a frozen one.
 What a token takes is counted on the policy itself: what two rows of tokens take more than one.
 """
 
-import pickle
+import io
 
 import torch
 
@@ -15,7 +15,7 @@ from start.compose import autocast
 
 def count_bytes(model, ids):
     """Of ids (N, S): what autograd keeps for the backward pass; the cache, whatever it is made of:
-    the length of its pickle. -> (2,)"""
+    the length of its file. -> (2,)"""
     sizes = {}
 
     def note(x):
@@ -26,7 +26,9 @@ def count_bytes(model, ids):
     cache = model.new_cache()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         model(ids, cache)
-    return torch.tensor([sum(sizes.values()), len(pickle.dumps(cache))])
+    file = io.BytesIO()
+    torch.save(cache, file)  # not a pickle: it holds addresses, and has not always the same length
+    return torch.tensor([sum(sizes.values()), file.tell()])
 
 
 def per_token(model):
@@ -46,8 +48,7 @@ def estimate(nets, config, group_size, prompt_columns):
     frozen = sum(p.numel() for p in parameters) - trained
     frozen += config.lag * sum(p.numel() for p in nets.policy.parameters())
     B, T = config.prompts_per_step, config.max_new_tokens
-    responses = config.prompts_sampled * group_size
-    sampled = responses * (T + prompt_columns)
+    sampled = config.prompts_sampled * group_size * (T + prompt_columns)
     rows = max(1, config.tokens_per_microbatch // (prompt_columns + T))
     updated = rows * T + min(rows, B) * prompt_columns  # each prompt of a micro-batch once
     vocab_size = len(nets.policy.head)

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ def lora(tmp_path, monkeypatch):
     (tmp_path / "lora.py").write_text(program)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(ROOT)
-    yield importlib.reload(importlib.import_module("lora"))
+    monkeypatch.delitem(sys.modules, "lora", raising=False)  # that of another test
+    return importlib.import_module("lora")
 
 
 def make_nets(lora, **flags):

@@ -161,7 +161,7 @@ def test_each_task_has_its_teacher(nets, tiny, estimate):
     assert torch.allclose(together, apart, atol=1e-5)
 
     lacks_one = opd.Config(teacher=("a=here",), estimate=estimate)
-    with pytest.raises(SystemExit, match="not one for each task"):
+    with pytest.raises(SystemExit, match="not one for each of the tasks"):
         gradient(lacks_one, [first], torch.arange(len(tasks)))
 
 
