@@ -22,11 +22,10 @@ from plumbing import world
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from rewards import extract_answer
 from sampler import sample
-from start.compose import autocast, check_context
+from start.compose import autocast
 from start.task import TaskFlags, load_for_sampling
 
 DIGITS = {"length": 1, "reflections": 1}  # after the point; 3 of the others
-AVERAGED = ["length", "reflection", "reflections", "format", "language", "truncated", "unjudged"]
 
 
 @dataclass(kw_only=True)
@@ -76,8 +75,9 @@ def judge_all(judge, problems, rollout):
         bar = {"total": len(asked), "desc": "judge", "delay": 2, "leave": False, "disable": None}
         judged = world.gather(list(tqdm(judge_each(judge, asked, responses), **bar)))
     for facts in judged:
-        if abs(facts["accuracy"]) > 1e12:
-            raise SystemExit(f"a reward of {facts['accuracy']} for the response {facts['text']!r}")
+        for name, value in facts.items():
+            if name.startswith(("accuracy", "reward_")) and abs(value) > 1e12:
+                raise SystemExit(f"a reward of {value} for the response {facts['text']!r}")
     return judged
 
 
@@ -104,7 +104,7 @@ def vote(group):
 
 def means(groups, name):
     """The mean of a column over each group."""
-    return [sum(response[name] for response in group) / len(group) for group in groups]
+    return [sum(facts.get(name, math.nan) for facts in group) / len(group) for group in groups]
 
 
 def evaluate(model, tokenizer, judge, problems, k=16, max_new_tokens=320, temperature=1.0, seed=0):
@@ -127,7 +127,8 @@ def evaluate(model, tokenizer, judge, problems, k=16, max_new_tokens=320, temper
         f"cons@{k}": [vote(group) for group in ungraded],
         "greedy": means(greedy, "accuracy"),
     }
-    for name in AVERAGED:
+    facts = {name for group in groups for response in group for name in response}
+    for name in sorted(facts - {"text", "accuracy"}):
         per_problem[name] = means(groups, name)
     metrics = {}
     for name, values in per_problem.items():
@@ -146,8 +147,8 @@ def metric_names(metrics):
 
 def summary(metrics):
     """One line about one held-out set."""
-    names = [name for name in metric_names(metrics) if name not in AVERAGED]
-    names += ["length", "reflection"]
+    chosen = ("accuracy", "pass@", "cons@", "greedy", "length", "reward_")
+    names = [name for name in metric_names(metrics) if name.startswith(chosen)] + ["reflection"]
     return "  ".join(f"{name} {metrics[name]:.{DIGITS.get(name, 3)}f}" for name in names)
 
 
@@ -184,9 +185,6 @@ def main(argv=None):
         config = fill(Config, parse(argv, __doc__, Config))
         task = Task([], mix.load_held_out(config.task))
         model, tokenizer, judge = load_for_sampling(config, task)
-        for problems in task.held_out.values():
-            prompts = [tokenizer.prompt(problem) for problem in problems]
-            check_context(config.task, prompts, config.max_new_tokens, model)
     settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
     columns = {}
     for name, problems in task.held_out.items():

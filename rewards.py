@@ -59,11 +59,11 @@ def verifier(kind):
     """The function that judges answers to problems of a kind: `verify` of data/KIND.py.
 
     verify(problem, answer) -> bool, float, or None for "could not tell". ValueError: none."""
-    if not str(kind).isidentifier() or importlib.util.find_spec(f"data.{kind}") is None:
-        raise ValueError(f"problem of kind {kind!r}: there is no data/{kind}.py to judge it")
-    module = importlib.import_module(f"data.{kind}")
+    module = None
+    if str(kind).isidentifier() and importlib.util.find_spec(f"data.{kind}"):
+        module = importlib.import_module(f"data.{kind}")
     if not hasattr(module, "verify"):
-        raise ValueError(f"problem of kind {kind!r}: data/{kind}.py has no function verify")
+        raise ValueError(f"problem of kind {kind!r}: no function verify in data/{kind}.py")
     return module.verify
 
 
@@ -159,9 +159,10 @@ def reflections(response):
 class Judge:
     """Judges responses: judge(problem, ids) -> a dict of all that rewards and metrics are made of.
 
-    accuracy: function(problem, response) -> float, or None for "could not tell". Where it raises
-    the response is not judged: the first traceback is shown, more than 1% stop the run. workers:
-    threads that call it at the same time."""
+    accuracy: function(problem, response) -> float, None for "could not tell", or a dict of both and
+    more: what is named reward_X is added to the reward. Where it raises the response is not judged:
+    the first traceback is shown, more than 1% stop the run. workers: threads that call it at the
+    same time."""
 
     def __init__(self, accuracy, tokenizer, workers=1):
         self.accuracy = accuracy
@@ -173,14 +174,12 @@ class Judge:
     def __call__(self, problem, ids):
         """ids: a response with its end token."""
         text = self.tokenizer.opening + self.tokenizer.decode(ids)
-        verdict = self.call_accuracy(problem, text.removesuffix(END))
+        facts = self.call_accuracy(problem, text.removesuffix(END))
         count = reflections(text)
-        return {
+        return facts | {
             "text": text,
             "length": len(ids),
             "truncated": float(ids[-1] not in self.tokenizer.eos_ids),
-            "accuracy": verdict,
-            "unjudged": float(math.isnan(verdict)),
             "format": format_reward(text),
             "reflection": float(count > 0),
             "reflections": count,
@@ -191,7 +190,9 @@ class Judge:
         self.judged += 1
         try:
             verdict = self.accuracy(problem, text)
-            return math.nan if verdict is None else float(verdict)
+            named = verdict if isinstance(verdict, dict) else {"accuracy": verdict}
+            facts = {name: float("nan" if x is None else x) for name, x in named.items()}
+            return facts | {"unjudged": float(math.isnan(facts["accuracy"]))}
         except Exception:
             self.errors += 1
             if self.errors == 1:
@@ -199,4 +200,4 @@ class Judge:
         if self.errors > max(5, self.judged / 100):
             share = f"{self.errors} of {self.judged} responses"
             raise SystemExit(f"the reward raised for {share}, over 1%")
-        return math.nan
+        return {"accuracy": math.nan, "unjudged": 1.0}

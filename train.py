@@ -33,13 +33,11 @@ from plumbing.flags import flag, one_line_errors
 from plumbing.run_folder import RunFolder
 from rewards import Judge
 from sampler import sample
-from start.compose import autocast, load_model, load_tokenizer, make_optimizer
+from start.compose import SCHEDULES, autocast, load_model, load_tokenizer, lr_share, make_optimizer
 from start.resume import StopSignal, keep_best, load_initial, open_run, parse_run, save_checkpoint
 from start.task import TaskFlags, build_task, check_task
 
 MICROBATCH = {"cpu": 1536, "cuda": 16384}  # a GPU wants large products
-SCHEDULES = ("constant", "linear", "cosine")
-JUDGE_COLUMNS = "reward accuracy format length reflection language truncated unjudged".split()
 PRINTED = dict(step="d", reward=".3f", accuracy=".3f", format=".3f", length=".1f", reflection=".3f")
 PRINTED |= dict(zero_groups=".2f", tokens_per_second=".0f", seconds=".2f")
 
@@ -126,10 +124,10 @@ def problems_of(step, train, config):
 
 
 def total_reward(judged, config):
-    """The reward of a judged response: right, well formed, of one language, and not overlong."""
-    reward = judged["accuracy"]
-    reward += config.format_weight * judged["format"]
+    """The reward of a judged response: right, well formed, of one language, not overlong."""
+    reward = judged["accuracy"] + config.format_weight * judged["format"]
     reward += config.language_weight * judged["language"]
+    reward += sum(x for name, x in judged.items() if name.startswith("reward_"))
     margin = config.overlong * config.max_new_tokens
     if margin:
         reward -= max(0.0, judged["length"] + margin - config.max_new_tokens) / margin
@@ -221,13 +219,6 @@ def update(run, rollout, step):
     return metrics
 
 
-def lr_share(step, config):
-    """The share of the learning rate that a step gets: the warm-up's times the schedule's."""
-    left = 1 - step / config.steps
-    schedule = {"constant": 1.0, "linear": left, "cosine": math.sin(math.pi / 2 * left) ** 2}
-    return min(1.0, (step + 1) / config.warmup) * schedule[config.schedule]
-
-
 def mean(totals, name):
     """The mean over the trained tokens; NaN where there is none."""
     return totals[name] / totals["tokens"] if totals["tokens"] and name in totals else math.nan
@@ -278,9 +269,10 @@ def train_step(run, step):
         group["lr"] = group["base_lr"] * lr_share(step, run.config)
     metrics = update(run, rollout, step)  # 10, 11
     row = {"step": step + 1}
-    values = [[facts[name] for name in JUDGE_COLUMNS] for facts in judged]
+    columns = sorted({name for facts in judged for name in facts} - {"text"})
+    values = [[facts.get(name, math.nan) for name in columns] for facts in judged]
     means = torch.tensor(values, dtype=torch.float64).nanmean(0)
-    row |= zip(JUDGE_COLUMNS, means.tolist(), strict=True)
+    row |= zip(columns, means.tolist(), strict=True)
     row["reward_errors"] = sum(world.gather([run.judge.errors - errors]))
     informative = rewards_differ(rollout.rewards.view(-1, run.hp.group_size))
     row["zero_groups"] = 1 - float(informative.float().mean())

@@ -670,4 +670,18 @@ MUTANTS = [
         "self.tokens_per_microbatch or 16384",
         ("test_train", "suits_the_device"),
     ),
+    (
+        "a reward that is named is paid",
+        "train.py",
+        'if name.startswith("reward_"))',
+        'if name.startswith("reward_even"))',
+        ("test_tasks", "several_rewards"),
+    ),
+    (
+        "a column that comes later",
+        "plumbing/run_folder.py",
+        "list(dict.fromkeys([*filter(None, old), *values]))",
+        "list(filter(None, old)) or list(values)",
+        ("test_nothing_is_lost", "comes_later"),
+    ),
 ]

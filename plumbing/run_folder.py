@@ -27,12 +27,16 @@ class Log:
 
     def __init__(self, path, text=""):
         self.path = path
-        self.text = text
         if world.RANK == 0:
             folder = os.path.dirname(path)
             os.makedirs(folder, exist_ok=True)
             self.lock = lock(folder)
-            write_file(path, text.encode())
+        self.begin(text)
+
+    def begin(self, text):
+        self.text = text
+        if world.RANK == 0:
+            write_file(self.path, text.encode())
 
     def write(self, text):
         self.text += text
@@ -41,17 +45,16 @@ class Log:
                 f.write(text.encode())
 
     def write_row(self, values):
-        """A row of CSV, {column: value}. The first one makes the header.
-
-        A column that a later row lacks is left empty. ValueError for one that the header lacks."""
-        header = self.text.partition("\n")[0].rstrip().split(",") if self.text else list(values)
-        lines = io.StringIO()
-        rows = csv.DictWriter(lines, header)
-        if not self.text:
-            rows.writeheader()
+        """A row of CSV, {column: value}. What it has not is left empty, a new column is added."""
+        header, _, rows = self.text.partition("\n")
+        old = header.rstrip().split(",")
+        columns = list(dict.fromkeys([*filter(None, old), *values]))
+        if columns != old:
+            self.begin(",".join(columns) + "\n" + rows)
+        line = io.StringIO()
         cells = {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()}
-        rows.writerow(cells)
-        self.write(lines.getvalue())
+        csv.DictWriter(line, columns, lineterminator="\n").writerow(cells)
+        self.write(line.getvalue())
 
 
 def save_state(path, state):

@@ -11,11 +11,11 @@ import random
 from dataclasses import dataclass
 
 import evaluate
-from data import load_task
+from data import Task, load_task
 from data.jsonl import check_output, write
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
 from rewards import END
-from start.compose import autocast, check_context
+from start.compose import autocast
 from start.task import load_for_sampling
 
 
@@ -48,11 +48,11 @@ def kept_rows(problems, groups, config):
     return list(rows.values())
 
 
-def preference_pairs(problems, groups, seed):
+def preference_pairs(problems, groups, config):
     """Two well-formed responses each that the judge tells apart -> rows for a reward model or DPO.
 
     For a task with a graded reward. A response is in four pairs on average, ties among them."""
-    rng = random.Random(seed)
+    rng = random.Random(config.seed)
     rows = []
     for problem, group in zip(problems, groups, strict=True):
         group = [response for response in group if response["format"] == 1]
@@ -68,19 +68,14 @@ def preference_pairs(problems, groups, seed):
 def main(argv=None):
     with one_line_errors():
         config = fill(Config, parse(argv, __doc__, Config))
-        task = load_task(config.task)
+        task = Task(load_task(config.task).train[: config.problems], {})
         model, tokenizer, judge = load_for_sampling(config, task)
-        problems = task.train[: config.problems]
-        prompts = [tokenizer.prompt(problem) for problem in problems]
-        check_context(config.task, prompts, config.max_new_tokens, model)
         check_output(config.out, *config.task.split("+"))
     settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
     with autocast(config):
-        groups = evaluate.sample_and_judge(model, tokenizer, judge, problems, *settings)
-    if config.pairs:
-        rows = preference_pairs(problems, groups, config.seed)
-    else:
-        rows = kept_rows(problems, groups, config)
+        groups = evaluate.sample_and_judge(model, tokenizer, judge, task.train, *settings)
+    make_rows = preference_pairs if config.pairs else kept_rows
+    rows = make_rows(task.train, groups, config)
     write(config.out, rows)
     print(f"wrote {len(rows)} rows to {config.out}")
 

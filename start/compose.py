@@ -1,6 +1,7 @@
 """Flags that name a model -> the model and its tokenizer."""
 
 import importlib
+import math
 import os
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from plumbing import world
 from plumbing.flags import Flags, flag
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+SCHEDULES = ("constant", "linear", "cosine")  # of the learning rate
 DTYPES = ("float32", "bfloat16")  # weights and log-probs are float32 always
 
 
@@ -58,6 +60,13 @@ def make_optimizer(nets, hp, lr):
         if parameters:
             groups.append({"params": parameters, "base_lr": getattr(hp, f"{name}_lr", lr)})
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+
+def lr_share(step, config):
+    """The share of the learning rate that a step gets: the warm-up's times the schedule's."""
+    left = 1 - step / config.steps
+    schedule = {"constant": 1.0, "linear": left, "cosine": math.sin(math.pi / 2 * left) ** 2}
+    return min(1.0, (step + 1) / config.warmup) * schedule[config.schedule]
 
 
 def check_context(name, prompts, longest_response, model):

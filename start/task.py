@@ -56,8 +56,12 @@ def check_task(config, task, tokenizer, policy):
 
 
 def load_for_sampling(flags, task):
-    """-> the model, its tokenizer, the Judge of a task. flags: TaskFlags and `model`, a folder."""
+    """-> the model, its tokenizer, the Judge of a task. flags: evaluate.Config.
+
+    ValueError if a problem and a response do not fit into the model's context."""
     model = load_model(flags.model, flags)
     tokenizer = load_tokenizer(flags.model, flags, model)
     judge = Judge(add_judges(task, flags).accuracy, tokenizer, flags.reward_workers)
+    prompts = [tokenizer.prompt(problem) for problem in task.problems()]
+    check_context(flags.task, prompts, flags.max_new_tokens, model)
     return model, tokenizer, judge

@@ -119,7 +119,7 @@ def test_a_graded_reward_has_a_mean_and_no_pass_at_k(monkeypatch):
     assert metrics["greedy"] == 0.25
     assert evaluate.summary(metrics).startswith("accuracy 0.062  greedy 0.250  length 10.0")
     names = [line.split()[0] for line in evaluate.table({"now": metrics}).split("\n")[1:]]
-    assert names[:3] == ["accuracy", "greedy", "length"]
+    assert names[:3] == ["accuracy", "greedy", "format"]
 
 
 def test_a_response_that_cannot_be_judged_takes_no_part(monkeypatch):

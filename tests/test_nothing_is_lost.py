@@ -1,6 +1,7 @@
 """Folders that are not overwritten, full disks, kills, stops, and inputs that changed."""
 
 import contextlib
+import math
 import os
 import re
 import resource
@@ -336,6 +337,19 @@ def test_a_stop_in_a_step_is_honoured_before_the_evaluation(tmp_path, monkeypatc
     assert (tmp_path / "eval.csv").read_bytes() == (uninterrupted / "eval.csv").read_bytes()
 
 
+def test_a_column_that_comes_later_is_added(tmp_path):
+    """A reward of a user's own may have a name from the third step on. Then the run goes on."""
+    log = Log(f"{tmp_path}/metrics.csv")
+    for row in ({"step": 1, "b": 2.5}, {"step": 2}, {"step": 3, "new": 7, "b": math.nan}):
+        log.write_row(row)
+    text = "step,b,new\n1,2.5\n2,\n3,nan,7\n"
+    assert (tmp_path / "metrics.csv").read_text() == log.text == text
+    log = Log(f"{tmp_path}/metrics.csv", log.text)
+    log.write_row({"step": 4, "new": 1})
+    rows = plot.read_rows(tmp_path / "metrics.csv")
+    assert [row["new"] for row in rows] == [None, None, "7", "1"]
+
+
 # --- Numbers ----------------------------------------------------------------------------------
 
 
@@ -356,7 +370,8 @@ def test_a_reward_that_is_no_number_stops_the_run(
 
     def call_accuracy(judge, problem, text):
         calls.append(text)
-        return reward if len(calls) > calls_before else 0.0
+        verdict = reward if len(calls) > calls_before else 0.0
+        return {"accuracy": verdict, "unjudged": float(verdict != verdict)}
 
     monkeypatch.setattr(Judge, "call_accuracy", call_accuracy)
     with pytest.raises(SystemExit, match=line):

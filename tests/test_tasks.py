@@ -399,7 +399,7 @@ def test_an_answer_is_paid_for_itself_at_most(gym, attack):
 
     def accuracy(index, text):
         problem = {"kind": "gym", "item": ("sum", 0, index)}
-        return judge.call_accuracy(problem, answered(text))
+        return judge.call_accuracy(problem, answered(text))["accuracy"]
 
     assert accuracy(1, "2") == 1
     server = gym.process
@@ -689,6 +689,17 @@ def slow(problem, response):
 
 def always(problem, response):
     raise KeyError("out of luck")
+
+def named(problem, response):
+    if problem["target"] % 2:
+        return None
+    return {"accuracy": 1, "reward_even": 0.25, "reward_odd": -0.5, "letters": len(response)}
+
+def nameless(problem, response):
+    return {"reward_even": 0.25}
+
+def endless(problem, response):
+    return {"accuracy": 1, "reward_even": 1e300}
 """
 
 
@@ -726,6 +737,22 @@ def test_a_reward_of_ones_own(tmp_path, own, algo, name):
     with open(tmp_path / "out" / "eval.csv", newline="") as f:
         shares = [float(row["unjudged"]) for row in csv.DictReader(f)]
     assert (max(shares) > 0) == (name != "half")
+
+
+def test_several_rewards_of_ones_own(tmp_path, own):
+    """What is named reward_... is paid, and a column; so is anything else a column."""
+    flags = ["--reward", own("named"), "--format_weight", "0", "--prompts_per_step", "8"]
+    train.main([*SMALL, *flags, "--steps", "1", "--out", str(tmp_path / "out")])
+    (row,) = metrics(tmp_path / "out")
+    assert 0 < float(row["unjudged"]) < 1
+    expected = {"accuracy": 1, "reward": 0.75, "reward_even": 0.25, "reward_odd": -0.5}
+    assert {name: float(row[name]) for name in expected} == expected
+    assert float(row["letters"]) > 3
+    with open(tmp_path / "out" / "eval.csv", newline="") as f:
+        assert {row["reward_odd"] for row in csv.DictReader(f)} <= {"-0.5", "nan"}
+    for name, words in (("nameless", "raised for 6 of 6"), ("endless", "a reward of 1e[+]300 for")):
+        with pytest.raises(SystemExit, match=words):
+            train.main([*SMALL, "--reward", own(name), "--out", str(tmp_path / name)])
 
 
 def test_judges_that_wait_do_so_together(own):
@@ -774,8 +801,9 @@ def test_one_in_a_hundred_is_the_limit(capfd):
     judge = rewards.Judge(lambda problem, text: 1 / int(text), tokenizer=None)
     for i in range(2000):
         bad = i % 100 == 99
-        verdict = judge.call_accuracy({}, "0" if bad else "1")
-        assert math.isnan(verdict) if bad else verdict == 1
+        facts = judge.call_accuracy({}, "0" if bad else "1")
+        assert facts["unjudged"] == bad
+        assert math.isnan(facts["accuracy"]) if bad else facts["accuracy"] == 1
     with pytest.raises(SystemExit, match="21 of 2001"):
         judge.call_accuracy({}, "0")
 
@@ -870,7 +898,7 @@ def test_programs_in_a_file(tmp_path, monkeypatch):
     assert not asked  # nothing is run
     monkeypatch.setattr(sandbox, "run", lambda *_: 1 / 0)
     judge = rewards.Judge(task.accuracy, tokenizer=None)
-    assert math.isnan(judge.call_accuracy(task.train[0], answered("x"))) and judge.errors == 1
+    assert judge.call_accuracy(task.train[0], answered("x"))["unjudged"] and judge.errors == 1
 
 
 @pytest.mark.parametrize(

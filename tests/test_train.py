@@ -251,7 +251,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
 
 def test_a_step_without_any_signal(tmp_path, monkeypatch):
     """All rewards equal and no KL: nothing is run, no weight moves, the row has all its columns."""
-    monkeypatch.setattr(Judge, "call_accuracy", lambda judge, problem, text: 0.0)
+    monkeypatch.setattr(Judge, "call_accuracy", lambda *_: {"accuracy": 0.0, "unjudged": 0.0})
     small_run(tmp_path, "--kl_coef 0 --format_weight 0", steps=2)
     assert torch.equal(weights(tmp_path), base_weights())
     for row in metrics(tmp_path):

@@ -545,7 +545,7 @@ def test_each_problem_is_judged_on_its_own_responses(tiny):
 
     def judge(problem, ids):
         judged.append((problem, ids))
-        return dict.fromkeys(evaluate.AVERAGED, 0.0) | {"text": "no idea", "accuracy": 1.0}
+        return dict.fromkeys(("length", "unjudged"), 0.0) | {"text": "no idea", "accuracy": 1.0}
 
     settings = dict(k=200, max_new_tokens=5, temperature=0.7, seed=8)
     metrics, groups = evaluate.evaluate(model, tokenizer, judge, PROMPTS, **settings)
