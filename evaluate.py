@@ -138,11 +138,8 @@ def evaluate(model, tokenizer, judge, problems, k=16, max_new_tokens=320, temper
 
 def metric_names(metrics):
     """The metrics to show. pass@1 and accuracy are the same number unless the reward is graded."""
-    names = [name for name in metrics if not name.endswith("_ci")]
-    if math.isnan(metrics["pass@1"]):
-        return [name for name in names if "@" not in name]
-    names.remove("accuracy")
-    return names
+    hidden = ("pass@", "cons@") if math.isnan(metrics["pass@1"]) else ("accuracy",)
+    return [name for name in metrics if not name.endswith("_ci") and not name.startswith(hidden)]
 
 
 def summary(metrics):

@@ -108,7 +108,7 @@ def format_reward(response, prompt_has_think=False):
         return 0.0
     thought = thought.removeprefix("<think>")
     answer = answer.removesuffix("</answer>")
-    return 1.0 if has_content(thought) and has_content(answer) else 0.0
+    return float(has_content(thought) and has_content(answer))
 
 
 def read_words(name):

@@ -10,13 +10,15 @@ The numbers at the right of the code are the lines of that algorithm:
      7      G responses to each, from the policy    11      a step that raises the objective
      8      their rewards
 
-A run writes into its folder: metrics.csv (a row a step), eval.csv (held-out problems), samples.txt
-and groups.jsonl (whole groups), run.json (flags, versions), state.pt (to resume), model/ and best/
-(checkpoints). It is locked while a run is at work there; a new run does not begin in a folder that
-holds another's. A full disk or a stop ends a run, which goes on from its last checkpoint.
+A run writes into its folder: metrics.csv (a row a step), eval.csv and held_out.jsonl (held-out
+problems), samples.txt and groups.jsonl (whole groups), run.json (flags, versions), state.pt (to
+resume), model/ and best/ (checkpoints). It is locked while a run is at work there; a new run does
+not begin in a folder that holds another's. A full disk or a stop ends a run, which goes on from its
+last checkpoint.
 """
 
 import copy
+import json
 import math
 import random
 import time
@@ -118,8 +120,8 @@ def problems_of(step, train, config):
     for position in range(step * count, (step + 1) * count):
         epoch, i = divmod(position, len(train))
         if order is None or i == 0:
-            order = random.Random(f"{config.seed} {epoch}").sample(range(len(train)), len(train))
-        chosen.append(train[order[i]])
+            order = random.Random(f"{config.seed} {epoch}").sample(train, len(train))
+        chosen.append(order[i])
     return chosen
 
 
@@ -221,7 +223,7 @@ def update(run, rollout, step):
 
 def mean(totals, name):
     """The mean over the trained tokens; NaN where there is none."""
-    return totals[name] / totals["tokens"] if totals["tokens"] and name in totals else math.nan
+    return totals.get(name, math.nan) / (totals["tokens"] or math.nan)
 
 
 def accumulate_gradient(run, batch, trained, totals):
@@ -324,6 +326,7 @@ def judge_held_out(run, names, model, step):
         if not samples:
             first = zip(problems[:3], groups, strict=False)
             samples = [[problem["prompt"], group[0]["text"]] for problem, group in first]
+            run.folder.held_out.write(json.dumps([step, samples]) + "\n")
             keep_best(run, model, metrics[name]["accuracy"])
     return {"metrics": metrics, "samples": samples}
 
@@ -341,7 +344,7 @@ def train(run, stop):
     config = run.config
     columns = PRINTED | dict.fromkeys(run.algo.SHOWN, ".4f")
     first = run.step
-    for step in range(run.step, config.steps):
+    for step in range(first, config.steps):
         if step > 0 and config.evaluates_at(step):
             judge_main_set(run)
         with stop.delayed():

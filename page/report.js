@@ -56,12 +56,14 @@ function onPress(element, act, key) {
 
 // --- The data -------------------------------------------------------------------------------------
 
+const parseLines = (text) => text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
 const runs = JSON.parse(document.getElementById("data").textContent).map((files) => ({
   name: files.name,
   about: files["run.json"] ? JSON.parse(files["run.json"]) : { flags: {} },
   metrics: parseCSV(files["metrics.csv"]),
   eval: parseCSV(files["eval.csv"]),
-  groups: files["groups.jsonl"].split("\n").filter(Boolean).map((line) => JSON.parse(line)),
+  groups: parseLines(files["groups.jsonl"]),
+  heldOut: parseLines(files["held_out.jsonl"]),
 }));
 const main = runs[0];
 const flags = main.about.flags;
@@ -367,6 +369,7 @@ function cards(parent, group) {
     make(bar, "i", { style: `left:${a >= 0 ? 50 : 50 - width}%;width:${width}%;background:var(--${a >= 0 ? "good" : "bad"})` });
     const logprob = sum(group.old_logprobs[i]);
     let note = `reward ${show(facts.reward, 2)} = accuracy ${show(facts.accuracy, 2)} + ${flags.format_weight ?? 0} × format ${facts.format}`;
+    for (const name in facts) if (name.startsWith("reward_")) note += ` + ${name.slice(7)} ${show(facts[name], 2)}`;
     note += ` · ${facts.length} tokens · log-prob ${show(logprob, 1)}${facts.truncated ? " · cut off" : ""}`;
     make(card, "div", { class: "note" }, note);
     const lines = facts.text.split("\n"), limit = 9;
@@ -381,6 +384,23 @@ function cards(parent, group) {
     } else marked(pre, facts.text);
     onPress(card, () => select(i), `card ${i}`);
   }
+}
+
+// The first responses to held-out problems, before RL and after the last evaluation.
+function beforeAndAfter(parent) {
+  const before = main.heldOut[0], asked = before[1][0][0];
+  const after = main.heldOut.findLast(([, samples]) => samples[0][0] === asked);
+  make(parent, "h2", {}, "Before and after");
+  make(parent, "p", {}, "Held-out problems, the first response to each.");
+  before[1].forEach(([prompt], i) => {
+    make(parent, "pre", { class: "prompt" }, prompt);
+    const pair = make(parent, "div", { class: "charts" });
+    for (const [step, samples] of [before, after]) {
+      const panel = make(pair, "div", { class: "panel" });
+      make(panel, "div", { class: "note" }, `step ${step}`);
+      marked(make(panel, "pre", { class: "prompt" }), samples[i][1]);
+    }
+  });
 }
 
 // --- A response, a token --------------------------------------------------------------------------
@@ -479,6 +499,7 @@ make(page, "h2", {}, "Curves");
 make(page, "p", {}, main.groups.length ? "Choose what is drawn; move over a curve, or use ← and →, to read it. The dots below are recorded groups: a click opens the nearest." : "Choose what is drawn; move over a curve, or use ← and →, to read it.");
 const charts = make(page, "div", { class: "charts" });
 const draws = ["eval accuracy", "metrics length", "metrics reflection"].map((column) => chart(charts, column));
+if (main.heldOut.length) beforeAndAfter(page);
 const body = make(page, "div");
 
 function section(title, text) {

@@ -9,7 +9,7 @@ import pathlib
 
 from plumbing.files import write_file
 
-FILES = ("run.json", "metrics.csv", "eval.csv", "groups.jsonl")
+FILES = ("run.json", "metrics.csv", "eval.csv", "groups.jsonl", "held_out.jsonl")
 MOST = 1_500_000  # characters of recorded groups; of more, every second one is left out
 
 

@@ -184,9 +184,7 @@ def load_weights(model, folder):
 
 def save(model, folder):
     """config.json and model.safetensors of a GPT or a Critic, each written whole or not at all."""
-    family = "qwen2" if model.config.qkv_bias else "llama"
-    if model.config.qk_norm:
-        family = "qwen3"
+    family = "qwen3" if model.config.qk_norm else "qwen2" if model.config.qkv_bias else "llama"
     config = {public: getattr(model.config, ours) for ours, public in PUBLIC_NAMES.items()}
     config["model_type"] = family
     config["architectures"] = [family.capitalize() + "ForCausalLM"]

@@ -117,6 +117,7 @@ class RunFolder:
         self.eval = Log(f"{path}/eval.csv", texts.get("eval", ""))
         self.samples = Log(f"{path}/samples.txt", texts.get("samples", ""))
         self.groups = Log(f"{path}/groups.jsonl", texts.get("groups", ""))
+        self.held_out = Log(f"{path}/held_out.jsonl", texts.get("held_out", ""))
         self.inputs = inputs
 
     def texts(self):

@@ -49,7 +49,6 @@ class Training(ModelFlags):
     lr: float = flag(4e-3, "AdamW's learning rate (embeddings, norms, value head)")
     muon_lr: float = flag(0.02, "Muon's learning rate (matrices)")
     warmup: int = flag(20, "steps of linear warm-up", at_least=1)
-    clip: float = flag(1.0, "gradient norm limit", at_least=1e-6)
     save_every: int = flag(200, "steps between checkpoints", at_least=1)
     resume: bool = flag(False, "go on from the checkpoint in --out")
 
@@ -126,7 +125,7 @@ def fit(config, model, tokenizer, rows, loss):
     for step, chosen in enumerate(bar, state["step"]):
         began = time.time()
         metrics = loss(chosen)
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         if not math.isfinite(norm):
             raise SystemExit(f"step {step + 1}: the gradient norm is {norm}; no step was taken")
         share = min(1.0, (step + 1) / config.warmup, 2 * (1 - step / steps))

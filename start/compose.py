@@ -53,13 +53,16 @@ def load_tokenizer(folder, flags, model):
 
 
 def make_optimizer(nets, hp, lr):
-    """AdamW over the networks that are trained. A field X_lr of hp is the rate of network X."""
+    """AdamW over the networks that are trained. A field X_lr of hp is the rate of network X.
+
+    An algorithm's Config may name another class of optimizers, as `optimizer`."""
     groups = []
     for name, net in vars(nets).items():
         parameters = [p for p in net.parameters() if p.requires_grad] if net is not None else []
         if parameters:
             groups.append({"params": parameters, "base_lr": getattr(hp, f"{name}_lr", lr)})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = getattr(hp, "optimizer", torch.optim.AdamW)
+    return optimizer(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
 def lr_share(step, config):

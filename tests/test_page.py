@@ -1,6 +1,7 @@
 """What a run records of a group, and the page that shows it: its numbers are those of the code."""
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -30,7 +31,7 @@ def record(folder, algo):
     rows = [json.dumps({"prompt": f"User: make {i}", "answer": 1}) for i in range(40)]
     (folder / "few.jsonl").write_text("\n".join(rows))
     (folder / "mine.py").write_text("def f(problem, response):\n    return len(response) % 3 / 2\n")
-    flags = ["--algo", algo, "--steps", "2", "--eval_every", "0", "--inspect_every", "1"]
+    flags = ["--algo", algo, "--steps", "2", "--eval_every", "2", "--inspect_every", "1"]
     flags += ["--temperature", "0.9", "--task", str(folder / "few.jsonl")]
     flags += ["--reward", f"{folder}/mine.py:f", "--out", str(folder / "run")]
     train.main([*SMALL, *flags])
@@ -190,6 +191,19 @@ def test_the_page_of_ppo_shows_its_returns(runs):
     folder, groups = runs["ppo"]
     got = values(dump(folder, "group=1&response=1&token=0"))
     assert got["value_loss"] == pytest.approx(groups[1]["returns"][1][0], abs=1e-5)
+
+
+@browser
+def test_held_out_responses_before_and_after(runs):
+    folder, _ = runs["grpo"]
+    lines = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    assert [step for step, _ in lines] == [0, 2]
+    before, after = (samples for _, samples in lines)
+    assert [prompt for prompt, _ in before] == [prompt for prompt, _ in after]
+    page = re.sub(r"</?mark>", "", html.unescape(dump(folder)))
+    page = page[page.index("Before and after") : page.index("One group")]
+    for (prompt, old), (_, new) in zip(before, after, strict=True):
+        assert page.index(prompt) < page.index(old) < page.rindex(new)
 
 
 @browser

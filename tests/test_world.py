@@ -1,10 +1,12 @@
 """Several processes: the same responses, gradients and metrics as one; they stop together."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import one_step
 import pytest
@@ -91,3 +93,59 @@ def test_processes_end_together(tmp_path, number):
     steps = len(read_rows(tmp_path / "run" / "metrics.csv"))
     assert state["step"] == (steps if number == signal.SIGTERM else 0)
     assert steps >= 3
+
+
+# --- The spread optimizer of docs/scaling.md, as it stands there ----------------------------------
+
+SPREAD = """
+import copy, sys, torch
+from plumbing import world
+from spread import Spread
+
+world.join("cpu")
+torch.manual_seed(0)
+weights = [torch.nn.Parameter(torch.randn(n, 2)) for n in (3, 5, 1, 4, 2)]
+groups = [{"params": weights[:2], "lr": 0.1}, {"params": weights[2:]}]
+optimizer = Spread(groups, lr=0.01, fused=True)
+
+def take_steps(count):
+    for _ in range(count):
+        for p in weights[:-1]:  # the last one has never a gradient
+            p.grad = torch.randn(p.shape)
+        optimizer.step()
+        optimizer.zero_grad()
+
+take_steps(3)
+held = len(optimizer.state)
+state = optimizer.state_dict()
+saved = copy.deepcopy(state["state"])
+optimizer = Spread(groups, lr=0.01, fused=True)
+optimizer.load_state_dict(state)
+take_steps(2)
+kept = {"weights": weights, "state": saved, "held": [held, len(optimizer.state)]}
+torch.save(kept, f"{sys.argv[1]}/{world.SIZE}-{world.RANK}.pt")
+"""
+
+
+def test_moments_are_spread_and_the_steps_are_those_of_one_process(tmp_path, monkeypatch):
+    """Also after a save, which has the moments of all."""
+    text = Path(ROOT, "docs", "scaling.md").read_text("utf-8")
+    (program,) = re.findall(r"^```python\n(# spread.py\n.*?)^```", text, re.M | re.S)
+    (tmp_path / "spread.py").write_text(program)
+    (tmp_path / "steps.py").write_text(SPREAD)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    for count in (1, 3):
+        run = torchrun(count, tmp_path / "steps.py", tmp_path)
+        _, errors = run.communicate()
+        assert run.returncode == 0, errors
+    one = torch.load(tmp_path / "1-0.pt", weights_only=True)
+    three = [torch.load(tmp_path / f"3-{i}.pt", weights_only=True) for i in range(3)]
+    assert one["held"] == [4, 4]
+    assert [kept["held"] for kept in three] == [[2, 2], [1, 1], [1, 1]]
+    for kept in three:
+        for a, b in zip(kept["weights"], one["weights"], strict=True):
+            assert torch.equal(a, b)
+    assert three[0]["state"].keys() == one["state"].keys() == {0, 1, 2, 3}
+    for i, moments in one["state"].items():
+        for name, x in moments.items():
+            assert torch.equal(three[0]["state"][i][name], x)
