@@ -1,4 +1,7 @@
-"""Any generator of reasoning-gym (optional) as a task, with its own scorer: --task gym:chain_sum
+"""Any generator of reasoning-gym (optional) as a task, with its own scorer.
+
+    --task gym:chain_sum                              with the generator's own parameters
+    --task gym:chain_sum,min_terms=3,max_digits=2     with others: names and values in JSON
 
 Generator and scorer run in the process of verifiers/external.py, which makes an item from its
 numbers; a problem holds these.

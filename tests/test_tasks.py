@@ -312,7 +312,8 @@ STAND_IN = """
 import os, time
 
 class Generator:
-    def __init__(self, name, seed, size):
+    def __init__(self, name, seed, size, step):
+        self.step = step
         if name == "noisy":  # no answer can do this: a server's own end of its pipe
             for number in range(3, 64):
                 try:
@@ -325,14 +326,14 @@ class Generator:
             raise ValueError("nothing of that name")
 
     def __getitem__(self, index):
-        return {"question": f"{index} + 1", "answer": str(index + 1)}
+        return {"question": f"{index} + {self.step}", "answer": str(index + self.step)}
 
     def score_answer(self, answer, entry):
         print("scored")
         return float(eval(answer) == eval(entry["answer"]))
 
-def create_dataset(name, seed, size):
-    return Generator(name, seed, size)
+def create_dataset(name, seed, size, step=1):
+    return Generator(name, seed, size, step)
 """
 WRITE = """
 import os
@@ -445,6 +446,18 @@ def test_a_server_that_ends_or_says_nonsense_is_replaced(gym, monkeypatch):
     assert gym.ask("sum", 0, 1, "2") == 1
     with pytest.raises(RuntimeError, match="nothing of that name"):
         gym.ask("nothing", 0, 1)
+
+
+def test_a_generator_has_parameters(gym):
+    assert gym.ask("sum,step=30", 0, 4) == "4 + 30"
+    assert gym.ask("sum,step=30", 0, 4, "34") == 1 and gym.ask("sum", 0, 4, "34") == 0
+    task = load_task("gym:sum,step=7")
+    assert all("+ 7" in problem["prompt"] for problem in task.problems())
+    problem = task.train[5]
+    assert rewards.accuracy(problem, answered(str(problem["item"][2] + 7))) == 1
+    for name, reason in (("sum,stop=7", "unexpected keyword.* 'stop'"), ("sum,step", "JSON")):
+        with pytest.raises(ValueError, match=f"--task gym:{name}: .*{reason}"):
+            load_task(f"gym:{name}")
 
 
 def test_a_package_that_is_not_there_or_broken_is_no_wrong_answer(gym, tmp_path):

@@ -103,11 +103,15 @@ def in_fork(judge, *arguments):
 
 @functools.lru_cache(4096)
 def item(name, seed, index):
-    """(generator, item). Some draw from the global random state, some from the order of sets."""
+    """(generator, item). name: of the generator, with its parameters, as sum,terms=3
+
+    Some draw from the global random state, some from the order of sets."""
     import reasoning_gym
 
+    name, *pairs = name.split(",")
+    settings = {key: json.loads(value) for key, _, value in (p.partition("=") for p in pairs)}
     random.seed(f"{seed} {index}")
-    generator = reasoning_gym.create_dataset(name, seed=seed, size=index + 1)
+    generator = reasoning_gym.create_dataset(name, seed=seed, size=index + 1, **settings)
     entry = generator[index]
     generator.score_answer(entry["answer"], entry)  # raises if no answer could be scored
     return generator, entry
