@@ -463,6 +463,10 @@ def test_an_untagged_response_is_an_answer_where_the_problem_says_so():
     assert accuracy(problem | {"untagged": True}, "391<|end|>") == 1
     assert accuracy(problem | {"untagged": True}, "17<answer>391</answer><|end|>") == 1
     assert accuracy(problem | {"untagged": True}, "391<answer>17</answer><|end|>") == 0
+    boxed = r"First \boxed{17}, so it is $\boxed{391}$."
+    assert accuracy(problem | {"untagged": True}, "so " * 200 + boxed) == 1
+    assert accuracy(problem | {"untagged": True}, boxed + " Or not.") == 0
+    assert accuracy(problem, boxed) == 0
     assert answer_or_all(" cat dog <|end|>") == "cat dog"
 
 
