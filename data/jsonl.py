@@ -139,10 +139,7 @@ def load_file(path, hold_out):
     for problem in read(path, convert=to_problem):
         prompt = problem["prompt"]
         is_test = hold_out and zlib.crc32(prompt.encode(errors="replace")) % 8 == 0
-        part = test if is_test else train
-        part[prompt] = problem
-    if not hold_out:
-        return list(train.values()), {}
-    if not train or not test:
+        (test if is_test else train)[prompt] = problem
+    if hold_out and not (train and test):
         raise ValueError(f"{path}: too few rows to hold one in eight out: --eval names other ones")
-    return list(train.values()), {"one in eight": list(test.values())}
+    return list(train.values()), {"one in eight": list(test.values())} if hold_out else {}

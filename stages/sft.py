@@ -24,7 +24,6 @@ import torch
 from tqdm import tqdm
 
 from data.jsonl import read
-from data.tokenizer import OPEN
 from logprobs import response_logprobs
 from plumbing import checkpoint
 from plumbing.files import checksums, model_files
@@ -144,9 +143,7 @@ def read_pairs(config, tokenizer):
     pairs = []
     rows = read(config.data, ("prompt", "response"))
     for row in tqdm(rows, desc="tokenize", leave=False, disable=None):
-        response = row["response"]
-        if config.think:
-            response = response.removeprefix(OPEN)
+        response = row["response"].removeprefix(tokenizer.opening)
         pairs.append((tokenizer.prompt(row), tokenizer.encode(response) + [tokenizer.eos_id]))
     return pairs
 

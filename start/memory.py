@@ -6,6 +6,7 @@ What a token takes is counted on the policy itself: what two rows of tokens take
 """
 
 import io
+import os
 
 import torch
 
@@ -68,5 +69,9 @@ def estimate(nets, config, group_size, prompt_columns):
 
 
 def print_estimate(nets, config, group_size, prompt_columns):
-    for name, size in estimate(nets, config, group_size, prompt_columns).items():
+    parts = estimate(nets, config, group_size, prompt_columns)
+    parts["memory here"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if config.device == "cuda":
+        parts["memory here"] = torch.cuda.mem_get_info()[1]
+    for name, size in parts.items():
         print(f"{name:28}{size / 2**30:8.2f} GiB")
