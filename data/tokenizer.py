@@ -31,10 +31,8 @@ class Tokenizer:
         self.eos_id = len(ranks)
         self.eos_ids = [self.eos_id]
         self.vocab_size = len(ranks) + 1
-        special = {END: self.eos_id}
-        self.encoding = tiktoken.Encoding(
-            "pocket-r1", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
-        )
+        settings = {"pat_str": PATTERN, "special_tokens": {END: self.eos_id}}
+        self.encoding = tiktoken.Encoding("pocket-r1", mergeable_ranks=ranks, **settings)
 
     @classmethod
     def load(cls, folder, chat=False, system="", think=False):

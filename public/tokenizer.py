@@ -106,6 +106,9 @@ def chat_renderer(folder, about):
 
     about: its tokenizer_config.json. A template that never ends is not noticed."""
     template = about.get("chat_template")
+    if isinstance(template, list):  # of several, with their names
+        named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text("utf-8")
     if not isinstance(template, str):

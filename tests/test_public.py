@@ -649,13 +649,19 @@ def test_chat_by_hand(tmp_path):
         ("qwen", "{% set n = namespace(x=1) %}{{ n.x }}{% for i in range(3) %}{{ i }}{% endfor %}"),
     ],
 )
-@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja", "a list"])
 def test_chat_is_that_of_the_public_template(kind, template, place, tmp_path):
     transformers = pytest.importorskip("transformers")
     write(tmp_path, kind, template)
     if place == "chat_template.jinja":  # it comes before the other
         write(tmp_path, kind, "not this")
         (tmp_path / place).write_text(template)
+    if place == "a list":
+        others = [{"name": "tool_use", "template": "not this"}]
+        write(tmp_path, kind, [*others, {"name": "default", "template": template}])
+        write(tmp_path / "others", kind, [*others, 7])
+        with pytest.raises(ValueError, match="--chat: .* no chat template"):
+            Tokenizer.load(tmp_path / "others", chat=True)
     public = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(tmp_path / "tokenizer.json"),
         chat_template=template,
