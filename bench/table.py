@@ -103,26 +103,28 @@ def seconds_of(run):
 
 
 def final(runs, held_out_set):
-    """The base, which is the first evaluation of the first run, and each run at its last one."""
+    """The base, which is what the seeds of the first run began with, and each run at its end."""
     rows = [row for seeds in runs.values() for run in seeds for row in run["eval.csv"]]
     votes = sorted({name for row in rows for name in row if re.fullmatch(r"cons@\d+", name)})
     columns = ["pass@1", *votes, *[name.replace("cons", "pass") for name in votes]]
     columns += "greedy length reflection format language truncated".split()
-    rows = []
+
+    def line(name, chosen, seconds=""):
+        values = {column: [float(row[column]) for row in chosen] for column in columns}
+        cells = [cell(values[column], 1 if column == "length" else 3) for column in columns]
+        return [name, chosen[0]["step"], *cells, seconds]
+
+    lines = []
     for name, seeds in runs.items():
         evaluated = [evaluations(run, held_out_set) for run in seeds]
         finished = [i for i, rounds in enumerate(evaluated) if len(rounds) > 1]
         if not finished:
             continue
-        first = evaluated[finished[0]][0]
-        last = [evaluated[i][-1] for i in finished]
-        if not rows:
-            base = [cell([float(first[c])], 1 if c == "length" else 3) for c in columns]
-            rows.append(["base", first["step"], *base, ""])
-        cells = [cell([float(row[c]) for row in last], 1 if c == "length" else 3) for c in columns]
+        if not lines:
+            lines.append(line("base", [evaluated[i][0] for i in finished]))
         seconds = cell([seconds_of(seeds[i]) for i in finished], 0)
-        rows.append([name, last[0]["step"], *cells, seconds])
-    print_table([held_out_set, "step", *columns, "seconds of RL"], rows)
+        lines.append(line(name, [evaluated[i][-1] for i in finished], seconds))
+    print_table([held_out_set, "step", *columns, "seconds of RL"], lines)
 
 
 def crossing(points):
