@@ -159,10 +159,10 @@ def reflections(response):
 class Judge:
     """Judges responses: judge(problem, ids) -> a dict of all that rewards and metrics are made of.
 
-    accuracy: function(problem, response) -> float, None for "could not tell", or a dict of both and
-    more: what is named reward_X is added to the reward. Where it raises the response is not judged:
-    the first traceback is shown, more than 1% stop the run. workers: threads that call it at the
-    same time."""
+    accuracy: function(problem, response) -> float, None for "could not tell", or a dict of that as
+    "accuracy" and of other numbers by name: all are columns, and a reward_NAME is paid. Where it
+    raises the response is not judged: the first traceback is shown, more than 1% stop the run.
+    workers: threads that call it at the same time."""
 
     def __init__(self, accuracy, tokenizer, workers=1):
         self.accuracy = accuracy
