@@ -168,8 +168,7 @@ class Judge:
         self.accuracy = accuracy
         self.workers = workers
         self.tokenizer = tokenizer
-        self.judged = 0
-        self.errors = 0
+        self.judged = self.errors = 0
 
     def __call__(self, problem, ids):
         """ids: a response with its end token."""

@@ -7,7 +7,7 @@ Prompts are padded on the left and responses on the right, so after the sampler 
 (N, T) or (N,). There is no top-k and no top-p: the recorded log-probabilities are those of the
 distribution that was sampled.
 
-Each prompt runs through the model once, and its cache serves its group. Every BLOCK tokens the
+Each prompt runs through the model once, and its cache serves its group. Every few tokens (`block`)
 finished rows leave the batch. A token is drawn by inverse CDF with a uniform number that was drawn
 beforehand, from the seed, the prompt and the number of the response in its group: a response
 depends on these three and not on its batch mates.
@@ -23,7 +23,6 @@ from torch.nn.utils.rnn import pad_sequence
 from fast import decoder
 from plumbing import world
 
-BLOCK = {"cpu": 16, "cuda": 64}  # tokens after which finished rows leave the batch
 CPU_CACHE = 1 << 17  # logits drawn from at a time: they stay in the processor's cache
 
 
@@ -150,6 +149,11 @@ def draw(logits, u, temperature):
     return torch.cat(tokens), torch.cat(logprobs)
 
 
+def block(t, device):
+    """Tokens after token t until finished rows leave the batch, which moves the cache."""
+    return 64 if t >= 128 or device.type == "cuda" else 16
+
+
 @torch.no_grad()
 def sample(
     model, prompts, group_size, max_new_tokens, temperature=1.0, eos_id=None, seed=0, on_token=None
@@ -184,12 +188,12 @@ def sample(
         alive = alive & ~torch.isin(token, ends)
         if on_token is not None:
             on_token(ids, mask)
-        if t % BLOCK[device.type] == 0:
+        if t % block(t, device) == 0:
             left = alive.nonzero()[:, 0]  # the only GPU-to-CPU synchronization
             if len(left) == 0:
                 break
             # before the first compaction the cache has one row a prompt
-            cache.compact(left // group_size if t == 0 else left, min(BLOCK[device.type], T - t))
+            cache.compact(left // group_size if t == 0 else left, min(block(t, device), T - t))
             row, token, alive = row[left], token[left], alive[left]
             decode = decoder(model, cache)
         hidden = decode(token[:, None])

@@ -84,7 +84,7 @@ class Config(TaskFlags):
         return self.prompts_per_step * self.dynamic_sampling
 
     def evaluates_at(self, step):
-        return self.eval_every > 0 and step % self.eval_every == 0
+        return self.eval_every and step % self.eval_every == 0
 
 
 @dataclass
@@ -116,10 +116,9 @@ def problems_of(step, train, config):
     They depend on nothing else, so a resumed run sees what it would have seen."""
     count = config.prompts_sampled
     chosen = []
-    order = None
     for position in range(step * count, (step + 1) * count):
         epoch, i = divmod(position, len(train))
-        if order is None or i == 0:
+        if i == 0 or not chosen:
             order = random.Random(f"{config.seed} {epoch}").sample(train, len(train))
         chosen.append(order[i])
     return chosen
@@ -271,7 +270,7 @@ def train_step(run, step):
         group["lr"] = group["base_lr"] * lr_share(step, run.config)
     metrics = update(run, rollout, step)  # 10, 11
     row = {"step": step + 1}
-    columns = sorted({name for facts in judged for name in facts} - {"text"})
+    columns = sorted(set().union(*judged) - {"text"})
     values = [[facts.get(name, math.nan) for name in columns] for facts in judged]
     means = torch.tensor(values, dtype=torch.float64).nanmean(0)
     row |= zip(columns, means.tolist(), strict=True)
@@ -345,7 +344,7 @@ def train(run, stop):
     columns = PRINTED | dict.fromkeys(run.algo.SHOWN, ".4f")
     first = run.step
     for step in range(first, config.steps):
-        if step > 0 and config.evaluates_at(step):
+        if step and config.evaluates_at(step):
             judge_main_set(run)
         with stop.delayed():
             row = train_step(run, step)

@@ -252,7 +252,7 @@ MUTANTS = [
     ),
     (
         "the schedule",
-        "train.py",
+        "start/compose.py",
         "left = 1 - step / config.steps",
         "left = 1 - (step + 1) / config.steps",
         ("test_train", "warms_up"),

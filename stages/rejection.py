@@ -74,8 +74,7 @@ def main(argv=None):
     settings = (config.k, config.max_new_tokens, config.temperature, config.seed)
     with autocast(config):
         groups = evaluate.sample_and_judge(model, tokenizer, judge, task.train, *settings)
-    make_rows = preference_pairs if config.pairs else kept_rows
-    rows = make_rows(task.train, groups, config)
+    rows = (preference_pairs if config.pairs else kept_rows)(task.train, groups, config)
     write(config.out, rows)
     print(f"wrote {len(rows)} rows to {config.out}")
 
