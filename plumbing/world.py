@@ -7,6 +7,7 @@ token's weight is its share of the whole optimizer step. So several processes dr
 responses and take the same steps as one, rounding apart. Only the first one writes and prints.
 """
 
+import atexit
 import os
 import sys
 
@@ -24,6 +25,7 @@ def join(device):
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    atexit.register(dist.destroy_process_group)  # its threads must not outlive the interpreter
     if RANK > 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
