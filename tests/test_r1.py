@@ -440,6 +440,18 @@ def test_a_log_goes_on_where_a_checkpoint_was(tmp_path):
     assert (tmp_path / "log.csv").read_text().split() == ["step,kl", "1,0.5", "2,nan", "3,"]
 
 
+def test_sft_leaves_out_the_think_tag_that_a_prompt_opens(tmp_path):
+    row = {"prompt": "User: hello\nAssistant:", "response": "<think>\nx\n</think>\n"}
+    data = write_rows(tmp_path / "rows.jsonl", [row])
+    for think in (False, True):
+        config = sft.Config(data=str(data), init="", out="", think=think)
+        tokenizer = Tokenizer.load("data/base", think=think)
+        [(prompt, response)] = sft.read_pairs(config, tokenizer)
+        text = tokenizer.decode(prompt + response)
+        assert text == "User: hello\nAssistant:<think>\nx\n</think>\n<|end|>"
+        assert tokenizer.decode(prompt).endswith("<think>\n") == think
+
+
 # --- The reward model -------------------------------------------------------------------------
 
 
