@@ -127,8 +127,8 @@ def evaluate(model, tokenizer, judge, problems, k=16, max_new_tokens=320, temper
         f"cons@{k}": [vote(group) for group in ungraded],
         "greedy": means(greedy, "accuracy"),
     }
-    facts = {name for group in groups for response in group for name in response}
-    for name in sorted(facts - {"text", "accuracy"}):
+    columns = {name for group in groups for response in group for name in response}
+    for name in sorted(columns - {"text", "accuracy"}):
         per_problem[name] = means(groups, name)
     metrics = {}
     for name, values in per_problem.items():

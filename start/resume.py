@@ -91,13 +91,13 @@ def networks_of(run):
 
 def save_checkpoint(run):
     """All that a run needs to go on after run.step, and the policy as a checkpoint folder."""
-    state = {"step": run.step, "before": run.before, "best": run.best}
+    state = {"optimizer": run.optimizer.state_dict()}  # of all, since each may have a part of it
+    if world.RANK > 0:
+        return
+    state |= {"step": run.step, "before": run.before, "best": run.best}
     state["flags"] = asdict(run.config) | asdict(run.hp)
     state["nets"] = {name: net.state_dict() for name, net in networks_of(run).items()}
     state["past"] = [policy.state_dict() for policy in run.past]
-    state["optimizer"] = run.optimizer.state_dict()  # each process may have a part of it
-    if world.RANK > 0:
-        return
     state |= {"logs": run.folder.texts(), "inputs": run.folder.inputs}
     save_state(f"{run.config.out}/state.pt", state)
     run.nets.policy.save(f"{run.config.out}/model")

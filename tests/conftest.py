@@ -6,7 +6,9 @@ import functools
 import itertools
 import json
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +91,13 @@ def score_rollout(algo, model, hp, rollout):
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def write_program(folder, document, name):
+    """The program NAME of a page of docs/, as it stands there, becomes a file of a folder."""
+    text = Path(ROOT, "docs", document).read_text("utf-8")
+    (program,) = re.findall(rf"^```python\n(# {name}\n.*?)^```", text, re.M | re.S)
+    (folder / name).write_text(program)
 
 
 def read_csv(path):

@@ -1,13 +1,11 @@
 """The LoRA of docs/your_model.md, as it stands there: what it leaves alone, what it can reach."""
 
 import importlib
-import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, flat_gradient
+from conftest import ROOT, flat_gradient, write_program
 
 import train
 from model import GPT
@@ -16,9 +14,7 @@ from start import compose, memory
 
 @pytest.fixture
 def lora(tmp_path, monkeypatch):
-    text = Path(ROOT, "docs", "your_model.md").read_text("utf-8")
-    (program,) = re.findall(r"^```python\n(# lora.py\n.*?)^```", text, re.M | re.S)
-    (tmp_path / "lora.py").write_text(program)
+    write_program(tmp_path, "your_model.md", "lora.py")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(ROOT)
     monkeypatch.delitem(sys.modules, "lora", raising=False)  # that of another test

@@ -1,17 +1,15 @@
 """Several processes: the same responses, gradients and metrics as one; they stop together."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import one_step
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_program
 from test_train import repository  # noqa: F401
 from torch.testing import assert_close as close
 
@@ -129,9 +127,7 @@ torch.save(kept, f"{sys.argv[1]}/{world.SIZE}-{world.RANK}.pt")
 
 def test_moments_are_spread_and_the_steps_are_those_of_one_process(tmp_path, monkeypatch):
     """Also after a save, which has the moments of all."""
-    text = Path(ROOT, "docs", "scaling.md").read_text("utf-8")
-    (program,) = re.findall(r"^```python\n(# spread.py\n.*?)^```", text, re.M | re.S)
-    (tmp_path / "spread.py").write_text(program)
+    write_program(tmp_path, "scaling.md", "spread.py")
     (tmp_path / "steps.py").write_text(SPREAD)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     for count in (1, 3):
