@@ -684,4 +684,18 @@ MUTANTS = [
         "list(filter(None, old)) or list(values)",
         ("test_nothing_is_lost", "comes_later"),
     ),
+    (
+        "the token of a recorded graph",
+        "fast/cuda_graph.py",
+        "self.token.copy_(token)",
+        "self.token.clone()",
+        ("test_gpu", "the_sampler"),
+    ),
+    (
+        "columns on the device of the ids",
+        "model.py",
+        "torch.arange(S, device=device) + past",
+        "torch.arange(S) + past",
+        ("test_gpu", "the_sampler"),
+    ),
 ]
