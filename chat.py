@@ -2,18 +2,17 @@
 
     python chat.py --model data/base --prompt "make 11 from 9 7 10 1"
     python chat.py --model out/grpo-pairs-0/model       each line that is typed, or of stdin
-    python chat.py --model FOLDER --chat --samples 8    a chat model; the answers of 8 responses
+    python chat.py --model FOLDER --chat                a chat model
 
 A prompt stands alone: the model does not see the ones before it. Ctrl-C ends the program.
 """
 
 import sys
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 
 from plumbing.flags import REQUIRED, fill, flag, one_line_errors, parse
-from rewards import END, extract_answer
+from rewards import END
 from sampler import sample
 from start.compose import ModelFlags, autocast, load_model, load_tokenizer
 
@@ -24,37 +23,28 @@ DIM, PLAIN = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
 class Config(ModelFlags):
     model: str = flag(REQUIRED, "checkpoint folder")
     prompt: str = flag("", "what to ask; without it every line of stdin is a prompt")
-    samples: int = flag(1, "responses: one is shown, and how often each answer came", at_least=1)
     max_new_tokens: int = flag(512, "longest response", at_least=1)
     temperature: float = flag(1.0, "of the samples; 0: greedy")
 
 
 def respond(config, model, tokenizer, prompt):
-    """Prints a response to a text; of several samples also how often each answer came."""
+    """Prints a response to a text."""
     ids = tokenizer.prompt({"prompt": f"User: {prompt}\nAssistant:", "user": prompt})
     room = min(config.max_new_tokens, model.config.max_seq_len - len(ids))
     limits = (max(1, room), config.temperature, tokenizer.eos_ids, config.seed)
     shown = ""
 
-    def text_of(ids, mask):
-        return tokenizer.opening + tokenizer.decode(ids[mask].tolist()).removesuffix(END)
-
     def show(ids, mask):
         nonlocal shown
-        text = text_of(ids[0], mask[0])
+        text = tokenizer.opening + tokenizer.decode(ids[mask].tolist()).removesuffix(END)
         if not text.endswith("\ufffd"):  # else a character that is not whole yet
             dim = DIM if text.rfind("<think>") > text.rfind("</think>") else PLAIN
             print(dim + text[len(shown) :] + PLAIN, end="", flush=True)
             shown = text
 
     with autocast(config):
-        rollout = sample(model, [ids], config.samples, *limits, on_token=show)
+        sample(model, [ids], 1, *limits, on_token=show)
     print()
-    if config.samples > 1:
-        rows = zip(rollout.response_ids, rollout.response_mask, strict=True)
-        answers = Counter(extract_answer(text_of(*row)) for row in rows)
-        for answer, count in answers.most_common():
-            print(f"{count:4} x {answer}")
 
 
 def main(argv=None):

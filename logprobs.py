@@ -36,10 +36,10 @@ def reference_logprobs(hidden, weight, targets, temperature=1.0):
     return logp.gather(-1, targets[:, None])[:, 0], entropy
 
 
-def token_logprobs(hidden, weight, targets, temperature=1.0, keep=None):
+def token_logprobs(hidden, weight, targets, temperature=1.0, keep=KEEP_BYTES):
     """hidden (M, C), weight (V, C), targets (M,) -> logprobs (M,), entropy (M,), in nats.
 
-    Both are differentiable. keep: bytes of logits for the backward pass (KEEP_BYTES)."""
+    Both are differentiable. keep: bytes of logits for the backward pass."""
     device = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if torch.is_autocast_enabled(device):
@@ -50,7 +50,6 @@ def token_logprobs(hidden, weight, targets, temperature=1.0, keep=None):
             return reference_logprobs(hidden, weight, targets, temperature)
         hidden = hidden.to(dtype)
         weight = weight.to(dtype)
-        keep = KEEP_BYTES if keep is None else keep
         return tiled_logprobs(hidden, weight, targets, temperature, keep)
 
 
@@ -68,17 +67,22 @@ def response_logprobs(model, rollout, states=None):
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy)
 
 
+def prompt_states(model, rollout):
+    """Each prompt run once -> which problems they are of (U,), hidden (U, 1, C) and the cache."""
+    problems, group = rollout.group.unique(return_inverse=True)  # (U,), (N,)
+    rows = torch.arange(len(group), device=group.device)
+    row = torch.zeros_like(problems).index_copy_(0, group, rows)  # (U,) one row of each problem
+    return problems, *run_prompts(model, rollout.prompt_ids[row], rollout.prompt_start[row])
+
+
 def response_states(model, rollout):
     """The state before each response token, (N, T, C).
 
     This is the only place that shifts by one: the last state of the prompt predicts the first
-    token of the response, and so on. Each prompt runs once; its cache is repeated for its rows."""
-    problems, group = rollout.group.unique(return_inverse=True)  # (U,), (N,)
-    rows = torch.arange(len(group), device=group.device)
-    row = torch.zeros_like(problems).index_copy_(0, group, rows)  # (U,) one row of each problem
-    hidden, cache = run_prompts(model, rollout.prompt_ids[row], rollout.prompt_start[row])
+    token of the response, and so on. The cache of a prompt is repeated for its rows."""
+    run = rollout.prompts or prompt_states  # fast/prompts.py: once for all micro-batches
+    problems, hidden, cache = run(model, rollout)
+    group = torch.searchsorted(problems, rollout.group)  # (N,)
     first = hidden.index_select(0, group)  # (N, 1, C)
-    if rollout.response_ids.shape[1] == 1:
-        return first
     rest = model(rollout.response_ids[:, :-1], cache.select(group))  # (N, T - 1, C)
     return torch.cat((first, rest), 1)

@@ -46,6 +46,7 @@ class Rollout:
     returns: torch.Tensor = None  # (N, T) what the critic should have said (PPO)
     weights: torch.Tensor = None  # (N, T) each token's share of an optimizer step's loss
     problems: list = None  # the dicts that `group` counts
+    prompts: object = None  # of a micro-batch: what runs the prompts, see fast/prompts.py
     metrics: dict = field(default_factory=dict)  # what an algorithm reports of the whole rollout
 
     @classmethod
@@ -134,9 +135,7 @@ def draw(logits, u, temperature):
     if temperature == 0:
         best, token = logits.float().log_softmax(-1).max(-1)
         return token, best
-    rows = len(logits)
-    if not logits.is_cuda and logits.shape[1] <= CPU_CACHE:
-        rows = CPU_CACHE // logits.shape[1]
+    rows = len(logits) if logits.is_cuda else max(1, CPU_CACHE // logits.shape[1])
     tokens, logprobs = [], []
     for z, v in zip(logits.split(rows), u.split(rows), strict=True):
         logp = (z.float() / temperature).log_softmax(-1)

@@ -22,12 +22,14 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 
 from data import Task
 from evaluate import evaluate, judge_all, print_before_after, summary
+from fast.prompts import micro_batches
 from grpo import rewards_differ
 from page.record import write_group
 from plumbing import world
@@ -177,13 +179,12 @@ def score(run, rollout):
     """Fills in what the other networks say, a micro-batch at a time."""
     empty = [name for name, value in vars(rollout).items() if value is None]
     scored = {}
-    for rows in world.share(rollout.micro_batches(run.config.tokens_per_microbatch)):
-        part = rollout.select(rows)
+    for rows, part in micro_batches(rollout, run.config.tokens_per_microbatch):
         with run.autocast:
             run.algo.score(run.nets, part, run.hp)
         for name in empty:
             x = getattr(part, name)  # (M, T of the part)
-            if x is not None:
+            if torch.is_tensor(x):
                 whole = scored.setdefault(name, x.new_zeros(rollout.response_mask.shape))
                 whole[rows, : x.shape[1]] = x
     for name in world.union(scored):
@@ -201,7 +202,7 @@ def update(run, rollout, step):
     trained = (rollout.advantages != 0).any(1)
     if rollout.ref_logprobs is not None or rollout.values is not None:
         trained = rollout.response_mask.any(1)
-    totals = {"tokens": 0.0, "loss": 0.0}
+    totals = Counter()
     norms = []
     gap = math.nan
     for _ in range(hp.epochs):  # 10
@@ -228,8 +229,7 @@ def mean(totals, name):
 def accumulate_gradient(run, batch, trained, totals):
     """The gradient of an optimizer step, a micro-batch at a time; adds its metrics to totals."""
     sums = []
-    for rows in world.share(batch.micro_batches(run.config.tokens_per_microbatch, keep=trained)):
-        part = batch.select(rows)
+    for _, part in micro_batches(batch, run.config.tokens_per_microbatch, keep=trained):
         with run.autocast:
             loss, metrics = run.algo.loss(run.nets, part, run.hp)
         loss.backward()
@@ -237,8 +237,7 @@ def accumulate_gradient(run, batch, trained, totals):
         metrics["loss"] = loss.detach()
         sums.append({name: float(value) for name, value in metrics.items()})
     for metrics in world.gather(sums):
-        for name, value in metrics.items():
-            totals[name] = totals.get(name, 0.0) + value
+        totals.update(metrics)
 
 
 def optimizer_step(run, step):

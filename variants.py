@@ -170,8 +170,7 @@ def objective(logprobs, old_logprobs, advantages, mask, hp, ref_logprobs=None):
     if ref_logprobs is not None:
         d = logprobs - torch.where(mask, ref_logprobs, 0.0)
         metrics["kl"] = kl_estimate(d.detach()).sum()
-        if hp.pool_kl:
-            d = pooled(d, mask, hp.ratio)
+        d = pooled(d, mask, hp.ratio if hp.pool_kl else "token")
         J = J - hp.kl_coef * kl_estimate(d, hp.kl, ratio) * mask
     return J, metrics
 

@@ -698,4 +698,11 @@ MUTANTS = [
         "torch.arange(S) + past",
         ("test_gpu", "the_sampler"),
     ),
+    (
+        "the gradient that goes back through the prompts",
+        "fast/prompts.py",
+        "x.detach().requires_grad_(x.requires_grad)",
+        "x.detach()",
+        ("test_update", "naive_gradients"),
+    ),
 ]

@@ -23,11 +23,69 @@ The corpus has documents of 3 to 5 numbers, RL trains on 3 and 4: five numbers a
 both.
 """
 
+import ast
 import random
+import re
 import zlib
+from collections import Counter
+from fractions import Fraction
+from operator import add, mul, sub, truediv
+
+from rewards import MAX_ANSWER
 
 BIGGEST = 12
+OPERATIONS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
 QUESTION = {"en": "make {} from {}", "es": "forma {} con {}"}
+
+
+def value_of(node, used):
+    """A node of a syntax tree -> its exact value. Appends the numbers in it to `used`."""
+    if type(node) is ast.Constant and type(node.value) is int:
+        used.append(node.value)
+        return Fraction(node.value)
+    if type(node) is ast.BinOp and type(node.op) in OPERATIONS:
+        left, right = value_of(node.left, used), value_of(node.right, used)
+        return OPERATIONS[type(node.op)](left, right)
+    raise ValueError("not arithmetic: **, //, a unary minus, a call or a tuple")
+
+
+def arithmetic(text):
+    """(exact value, numbers used) of an expression with + - * / ( ) and whole numbers, else None.
+
+    "(1+2)*3" -> 9, [1, 2, 3]    "7//2", "2**3", "-1+2", "1.2*5", "1/0" -> None
+    It is parsed and never evaluated as Python: 9**9**9**9 is refused."""
+    if len(text) > MAX_ANSWER or not re.fullmatch(r"[0-9+\-*/() \t\r\n]+", text):
+        return None
+    used = []
+    try:
+        tree = ast.parse(" ".join(text.split()), mode="eval")
+        return value_of(tree.body, used), used
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+
+
+def verify(problem, answer):
+    """Is the value of the answer the target, with each number used once?
+
+    With "pick", so many numbers are used, each at most as often as it is given."""
+    result = arithmetic(answer)
+    if result is None:
+        return False
+    value, used = result
+    numbers = problem["numbers"]
+    size = problem.get("pick", len(numbers))
+    return value == problem["target"] and len(used) == size and Counter(used) <= Counter(numbers)
+
+
+def check(problem):
+    """ValueError if no answer to a problem that was read from a file could be right."""
+    numbers, target = problem.get("numbers"), problem.get("target")
+    whole = isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+    if not whole or type(target) is not int:
+        raise ValueError(f"whole numbers are needed, not {numbers!r} to make {target!r}")
+    pick = problem.get("pick", len(numbers))
+    if type(pick) is not int or not 1 <= pick <= len(numbers):
+        raise ValueError(f"pick {pick!r} of {numbers!r}")
 
 
 def candidates(numbers):
@@ -65,7 +123,7 @@ def make_problem(rng, size, of="train"):
     language = rng.choice(("en", "es"))
     question = QUESTION[language].format(target, " ".join(str(n) for n in numbers))
     text = {"prompt": f"User: {question}\nAssistant:", "language": language}
-    return {"kind": "countdown", "numbers": numbers, "target": target, "pick": 2, **text}
+    return {"kind": "pairs", "numbers": numbers, "target": target, "pick": 2, **text}
 
 
 def load(seed=0):

@@ -1,16 +1,12 @@
 """Files that nothing is lost of: written whole or not at all, and by one run at a time."""
 
 import contextlib
-import errno
 import glob
 import os
-import shutil
 import sys
 import zlib
 
 from filelock import FileLock, Timeout
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -23,10 +19,7 @@ def writing(path):
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        reason = cause.strerror
-        if cause.errno in FULL:
-            reason += f": {shutil.disk_usage(os.path.dirname(path) or '.').free:,} bytes free"
-        print(f"{path}: {reason}", file=sys.stderr)
+        print(f"{path}: {cause.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

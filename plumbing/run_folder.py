@@ -60,7 +60,7 @@ class Log:
 def save_state(path, state):
     """Writes a checkpoint, whole or not at all."""
     with replacing(path) as temporary, open(temporary, "wb") as f:
-        torch.save(state | {"threads": torch.get_num_threads()}, f)
+        torch.save(state, f)
 
 
 def read_state(out, resume, entries):
@@ -88,9 +88,6 @@ def read_state(out, resume, entries):
     except Exception as error:
         sentence, _, _ = " ".join(str(error).split()).partition(". ")
         raise ValueError(f"{path} is no checkpoint: {sentence}") from None
-    threads = state.get("threads")
-    if threads != torch.get_num_threads():
-        print(f"resumed with other threads than {threads}: rounding will differ")
     return state
 
 

@@ -51,7 +51,6 @@ def main(argv=None):
         train, test = reward_model.read_pairs(config, tokenizer, policy)
     margins_of = partial(margins, policy, reference, tokenizer, config.beta)
     reward_model.fit_pairs(config, policy, tokenizer, train, test, margins_of)
-    print(f"wrote {config.out}")
 
 
 if __name__ == "__main__":

@@ -156,7 +156,6 @@ def main(argv=None):
     with torch.no_grad():  # the constant
         critic.value_head.bias -= pair_scores(critic, tokenizer, train[:256]).mean()
     checkpoint.save(critic, config.out)
-    print(f"wrote {config.out}")
 
 
 if __name__ == "__main__":

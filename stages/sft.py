@@ -136,6 +136,7 @@ def fit(config, model, tokenizer, rows, loss):
         log.write_row({"step": step + 1} | metrics | {"seconds": time.time() - began})
         if (step + 1) % config.save_every == 0 or step == steps - 1:
             save(step + 1)
+    print(f"wrote {config.out}/model.safetensors")
 
 
 def read_pairs(config, tokenizer):
@@ -172,7 +173,6 @@ def main(argv=None):
         return {"nll": float(mean), "tokens": int(tokens)}
 
     fit(config, model, tokenizer, pairs, loss)
-    print(f"wrote {config.out}/model.safetensors")
 
 
 if __name__ == "__main__":

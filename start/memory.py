@@ -48,10 +48,11 @@ def estimate(nets, config, group_size, prompt_columns):
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
     frozen += config.lag * sum(p.numel() for p in nets.policy.parameters())
-    B, T = config.prompts_per_step, config.max_new_tokens
-    sampled = config.prompts_sampled * group_size * (T + prompt_columns)
-    rows = max(1, config.tokens_per_microbatch // (prompt_columns + T))
-    updated = rows * T + min(rows, B) * prompt_columns  # each prompt of a micro-batch once
+    B, T, P = config.prompts_per_step, config.max_new_tokens, prompt_columns
+    sampled = config.prompts_sampled * group_size * (T + P)
+    rows = max(1, config.tokens_per_microbatch // (P + T))
+    # each prompt of an optimizer step once, as in fast/prompts.py, or once a micro-batch
+    updated = rows * T + P * (B if B * P <= config.tokens_per_microbatch else min(rows, B))
     vocab_size = len(nets.policy.head)
     logits = 4 * rows * T * vocab_size
     with autocast(config):

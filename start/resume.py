@@ -4,6 +4,7 @@ import contextlib
 import copy
 import importlib
 import importlib.util
+import itertools
 import os
 import signal
 from dataclasses import asdict
@@ -75,11 +76,8 @@ def inputs_of(config):
 
 def next_free(folder):
     """The folder, or if it is there already the first of folder-run2, folder-run3, ..."""
-    free = folder
-    count = 1
-    while os.path.exists(free):
-        count += 1
-        free = f"{folder}-run{count}"
+    names = itertools.chain([folder], (f"{folder}-run{i}" for i in itertools.count(2)))
+    free = next(name for name in names if not os.path.exists(name))
     if free != folder:
         print(f"{folder} holds a run already: this one goes to {free}")
     return free

@@ -9,9 +9,8 @@ from test_train import in_repository, refused
 
 import chat
 from data.tokenizer import Tokenizer
-from evaluate import majority
 from model import GPT
-from rewards import END, extract_answer
+from rewards import END
 from sampler import sample
 
 PROMPT = "make 11 from 9 7 10 1"
@@ -39,20 +38,6 @@ def test_it_shows_what_was_sampled(capsys, temperature, seed):
     flags = ["--temperature", str(temperature), "--seed", str(seed)]
     chat.main([*SHORT, *flags, "--prompt", PROMPT])
     assert capsys.readouterr().out == responses(1, temperature, seed)[0] + "\n"
-
-
-def test_several_samples_are_counted_and_the_vote_is_first(capsys):
-    chat.main([*SHORT, "--samples", "12", "--prompt", PROMPT])
-    texts = responses(12)
-    answers = [extract_answer(text) for text in texts]
-    out = capsys.readouterr().out
-    assert out.startswith(texts[0] + "\n")
-    counts = [line.split(" x ") for line in out[len(texts[0]) + 1 :].splitlines()]
-    assert {answer: int(count) for count, answer in counts} == {
-        str(a): answers.count(a) for a in answers
-    }
-    voted = next(answer for _, answer in counts if answer != "None")
-    assert voted == majority(answers)
 
 
 def test_each_line_of_stdin_is_a_prompt(capsys, monkeypatch):
@@ -100,7 +85,7 @@ def test_ctrl_c_ends_the_program_without_a_traceback(capsys, monkeypatch):
     "flags, words",
     [
         (["--model", "nowhere"], ["nowhere"]),
-        ([*SHORT, "--samples", "0"], ["--samples"]),
+        ([*SHORT, "--max_new_tokens", "0"], ["--max_new_tokens"]),
         ([*SHORT, "--prompt", "x" * 9000], ["prompt of", "context"]),
         ([*SHORT, "--chat", "--prompt", "x"], ["--chat"]),
     ],

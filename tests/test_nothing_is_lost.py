@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import re
 import resource
 import shutil
 import signal
@@ -163,7 +162,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, capsys, nam
         WRITERS[name](str(path))
     said = capsys.readouterr().err
     assert stop.value.code == 2
-    assert re.fullmatch(rf"{path}: File too large: [\d,]+ bytes free\n", said)
+    assert said == f"{path}: File too large\n"
     assert not [left for left in names_in(tmp_path) if left.endswith(".tmp")]
     if not name.endswith(".csv"):
         assert path.read_text() == "old"
@@ -182,7 +181,7 @@ def test_a_run_whose_disk_is_full_goes_on_from_the_checkpoint_before(finished, c
     state = (finished / "state.pt").read_bytes()
     with largest_file(10**6), pytest.raises(SystemExit):
         resume(finished, steps=2)
-    assert re.search("state.pt: File too large: .* free\n$", capsys.readouterr().err)
+    assert capsys.readouterr().err.endswith("state.pt: File too large\n")
     assert (finished / "state.pt").read_bytes() == state
     resume(finished, steps=2)
     assert [row["step"] for row in metrics(finished)] == ["1", "2"]

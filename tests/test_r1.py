@@ -204,9 +204,9 @@ def test_the_corpus_has_both_languages_and_the_careful_mix_them():
 
 def test_joined_tasks_are_trained_on_in_equal_shares():
     task = load_task("pairs+general")
-    assert [problem["kind"] for problem in task.train[:4]] == ["countdown", "general"] * 2
+    assert [problem["kind"] for problem in task.train[:4]] == ["pairs", "general"] * 2
     kinds = Counter(problem["kind"] for problem in task.train)
-    assert kinds == {"countdown": 8192, "general": 8192}
+    assert kinds == {"pairs": 8192, "general": 8192}
     assert list(task.held_out)[:2] == ["4 numbers", "general"]
     assert set(task.held_out) == {*load_task("pairs").held_out, "general"}
     both = load_task("pairs+countdown").held_out
@@ -534,7 +534,7 @@ def test_the_reward_model_learns_the_preference_and_is_a_reward(trained):
 def test_the_reward_model_judges_training_and_a_second_held_out_set(trained):
     folder, _, _ = trained
     task = build_task(train.Config(task="pairs+general", reward_model=str(folder)), 0)
-    assert Counter(p["kind"] for p in task.train) == {"countdown": 8192, "preferred": 8192}
+    assert Counter(p["kind"] for p in task.train) == {"pairs": 8192, "preferred": 8192}
     by_rule = task.held_out["general"][0]
     preferred = task.held_out["general by reward model"][0]
     assert by_rule["kind"] == "general" and preferred == by_rule | {"kind": "preferred"}

@@ -57,7 +57,8 @@ OF_A_STEP = {
     "minibatches, epochs": [(1, 1), (4, 1), (1, 2), (3, 2)],
     "lag": [0, 2],
     "temperature": [1.0, 0.7],
-    "tokens_per_microbatch": [1, 10**9],
+    # 40: several micro-batches that share their prompts
+    "tokens_per_microbatch": [1, 40, 10**9],
     "clip_norm": [0.02, 1e9],
 }
 AXES = {
@@ -484,6 +485,28 @@ def test_so_it_does_with_another_model_and_in_tiles(tiny, monkeypatch, algo):
     model = tiny(qkv_bias=True, qk_norm=True, tie_embeddings=False).double()
     setting = {"minibatches, epochs": (3, 2), "temperature": 0.7, "kl": "k3"}
     check_against_naive(algo, model, setting | {"tokens_per_microbatch": 60, "clip_norm": 1.0})
+
+
+@pytest.mark.parametrize("algo, prompts", [(grpo, 2), (ppo, 2 * 3)])
+@pytest.mark.parametrize("tokens", [27, 40, 10**9])
+def test_each_prompt_runs_once_an_optimizer_step(tiny, monkeypatch, algo, prompts, tokens):
+    """Of a group with a signal, and in each network, if all 4 times 7 columns fit a micro-batch."""
+    policy = tiny()
+    flags = FLAGS | {"tokens_per_microbatch": tokens, "minibatches": 1, "kl_coef": 0.0}
+    run = make_run(algo, policy, flags)
+    rollout = make_rollout(policy)
+    train.score(run, rollout)
+    rollout.advantages = algo.advantages(rollout, run.hp)
+    counts = []
+
+    def run_prompts(model, ids, start):
+        counts.append(len(ids))
+        return sampler.run_prompts(model, ids, start)
+
+    monkeypatch.setattr(logprobs, "run_prompts", run_prompts)
+    train.update(run, rollout, STEP)
+    assert (sum(counts) == prompts) == (tokens >= 28)
+    assert rollout.prompts is None
 
 
 def test_an_optimizer_step_without_a_trained_row_moves_nothing(tiny):

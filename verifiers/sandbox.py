@@ -109,10 +109,6 @@ def start(unsafe=False):
 # --- Tests ----------------------------------------------------------------------------------------
 
 
-def has_call(node):
-    return any(isinstance(inner, ast.Call) for inner in ast.walk(node))
-
-
 def is_call(node):
     """A call of a name whose arguments hold no call, or are one such call.
 
@@ -120,7 +116,7 @@ def is_call(node):
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return False
     arguments = node.args + [keyword.value for keyword in node.keywords]
-    if any(has_call(argument) for argument in arguments):
+    if any(isinstance(node, ast.Call) for argument in arguments for node in ast.walk(argument)):
         return len(arguments) == 1 and is_call(arguments[0])
     return True
 
