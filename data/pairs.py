@@ -20,7 +20,7 @@ Held out, from the base corpus (data/corpus.py) and from RL, are
   in a document or trained on. "new solutions" are problems that only such expressions solve.
 
 The corpus has documents of 3 to 5 numbers, RL trains on 3 and 4: five numbers are new to RL, six to
-both.
+both. An answer is any arithmetic that has the right value: `verify` judges Countdown's, too.
 """
 
 import ast

@@ -46,11 +46,16 @@ python train.py --algo grpo --steps 7 --eval_problems 2 --eval_k 2 --out out/ben
     | grep -A8 '^ *step' | tee $out/pairs_ours.txt
 
 # 4. Sampling beside transformers' generate.
-python bench/sampler.py --setting tiny --rounds 1 2>/dev/null | tee $out/sampler_tiny_float32.txt
-python bench/sampler.py --setting R --dtype bfloat16 --rounds 1 2>/dev/null | tee $out/sampler_R_bfloat16.txt
-python bench/sampler.py --setting R --rounds 1 2>/dev/null | tee $out/sampler_R_float32.txt
-python bench/sampler.py --setting R --dtype bfloat16 --batch 64 --rounds 1 2>/dev/null \
-    | tee $out/sampler_R_bfloat16_64.txt
+: > $out/sampler.txt
+while read -r sizes; do
+    # shellcheck disable=SC2086
+    python bench/sampler.py $sizes --rounds 1 2>/dev/null | tee -a $out/sampler.txt
+done <<'SIZES'
+--setting tiny
+--setting R --dtype bfloat16
+--setting R
+--setting R --dtype bfloat16 --batch 64
+SIZES
 
 # 5. The log-probs of a real vocabulary.
 python bench/logprobs.py --rounds 3 2>/dev/null | tee $out/logprobs_float32.txt

@@ -208,6 +208,7 @@ def install(patch=setattr):
     no_check = {"default": lambda x: None}
     patch(torch.utils.checkpoint, "_allowed_determinism_checks_to_fns", no_check)
     patch(torch.cuda, "is_available", lambda: True)
+    patch(torch.cuda, "is_current_stream_capturing", lambda: False)  # asked by optimizers
     patch(torch.cuda, "mem_get_info", lambda: (1 << 34, 1 << 34))
     patch(torch.cuda, "CUDAGraph", Graph)
     patch(torch.cuda, "graph", Recording)

@@ -120,7 +120,7 @@ def test_products_of_bf16_are_fp32(cuda):
 
 
 SMALL = """--prompts_per_step 2 --group_size 4 --max_new_tokens 70 --tokens_per_microbatch 500
-    --eval_sets 1 --eval_problems 2 --eval_k 2 --eval_max_new_tokens 20 --eval_every 2"""
+    --eval_sets 1 --eval_problems 2 --eval_k 2 --eval_max_new_tokens 20 --eval_every 1"""
 RUNS = [
     "--lag 1",
     "--algo ppo --max_new_tokens 30",
@@ -141,14 +141,14 @@ def numbers(path):
 @pytest.mark.parametrize("flags", RUNS)
 def test_training(cuda, tmp_path, flags):
     """A run and its evaluation give what they give on the CPU; then one more step of it."""
-    argv = f"{SMALL} {flags} --steps 2 --out".split()
+    argv = f"{SMALL} {flags} --steps 1 --out".split()
     train.main([*argv, str(tmp_path / "cpu")])
     with cuda:
         train.main([*argv, str(tmp_path / "gpu"), "--device", "cuda"])
-        train.main(["--out", str(tmp_path / "gpu"), "--resume", "--steps", "3"])
+        train.main(["--out", str(tmp_path / "gpu"), "--resume", "--steps", "2"])
     for file in ("metrics.csv", "eval.csv"):
         expected, rows = numbers(tmp_path / "cpu" / file), numbers(tmp_path / "gpu" / file)
-        assert len(expected) >= 2 and len(rows) > len(expected)
+        assert 0 < len(expected) < len(rows)
         for right, row in zip(expected, rows, strict=False):
             assert row == pytest.approx(right, rel=1e-3, abs=1e-4, nan_ok=True)
 
