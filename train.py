@@ -179,7 +179,8 @@ def score(run, rollout):
     """Fills in what the other networks say, a micro-batch at a time."""
     empty = [name for name, value in vars(rollout).items() if value is None]
     scored = {}
-    for rows, part in micro_batches(rollout, run.config.tokens_per_microbatch):
+    everything = rollout.response_mask.any(1)
+    for rows, part in micro_batches(rollout, run.config.tokens_per_microbatch, everything):
         with run.autocast:
             run.algo.score(run.nets, part, run.hp)
         for name in empty:
@@ -229,7 +230,7 @@ def mean(totals, name):
 def accumulate_gradient(run, batch, trained, totals):
     """The gradient of an optimizer step, a micro-batch at a time; adds its metrics to totals."""
     sums = []
-    for _, part in micro_batches(batch, run.config.tokens_per_microbatch, keep=trained):
+    for _, part in micro_batches(batch, run.config.tokens_per_microbatch, trained):
         with run.autocast:
             loss, metrics = run.algo.loss(run.nets, part, run.hp)
         loss.backward()

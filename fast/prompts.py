@@ -13,13 +13,19 @@ from logprobs import prompt_states
 from plumbing import world
 
 
-def micro_batches(rollout, tokens, keep=None):
-    """Yields this process's share of `rollout.micro_batches`: row indices, the rollout of them.
+def micro_batches(rollout, tokens, keep):
+    """Yields this process's share of the micro-batches of the rows in keep (N,) bool: row indices,
+    the rollout of them. To be used up: a backward pass follows the last one.
 
-    To be used up: a backward pass follows the last one. Prompts are shared where all of them
-    together are no more than a micro-batch, since their activations stay."""
-    pieces = world.share(rollout.micro_batches(tokens, keep))
-    columns = rollout.group.unique().numel() * rollout.prompt_ids.shape[1]
+    They share as many prompts as fit a micro-batch, since the activations of these stay."""
+    at_once = max(1, tokens // rollout.prompt_ids.shape[1])
+    for problems in rollout.group.unique().split(at_once):
+        rows = keep & torch.isin(rollout.group, problems)
+        yield from share_prompts(rollout, world.share(rollout.micro_batches(tokens, rows)))
+
+
+def share_prompts(rollout, pieces):
+    """pieces: the row indices of micro-batches. Yields as above."""
     cuts = []  # (what a prompt gave, the same cut off)
 
     def cut(x):
@@ -37,7 +43,7 @@ def micro_batches(rollout, tokens, keep=None):
 
     for rows in pieces:
         part = rollout.select(rows)
-        part.prompts = shared if columns <= tokens else None
+        part.prompts = shared
         yield rows, part
     outputs = [(x, leaf.grad) for x, leaf in cuts if leaf.grad is not None]
     if outputs:

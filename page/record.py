@@ -13,16 +13,10 @@ A line of groups.jsonl is a group, in JSON: step, prompt, and of each of the G r
 
 import json
 import math
-import re
 
 import torch
 
 from logprobs import response_logprobs
-
-
-def inert(text):
-    """A line that would read as the heading of a group or of a response gets a space in front."""
-    return re.sub(r"(?m)(^|\r)(===|---) ", r"\1 \2 ", text)
 
 
 def plain(x):
@@ -34,9 +28,9 @@ def plain(x):
 
 def text_of(group, prompt, judged):
     """A group for samples.txt: the prompt, then responses with their advantages."""
-    text = f"=== step {group.step + 1}\n{inert(prompt)}\n"
+    text = f"=== step {group.step + 1}\n{prompt}\n"
     for facts, A in zip(judged, group.advantages[:, 0].tolist(), strict=True):
-        text += f"--- reward {facts['reward']:.2f}  advantage {A:+.2f}\n{inert(facts['text'])}\n"
+        text += f"--- reward {facts['reward']:.2f}  advantage {A:+.2f}\n{facts['text']}\n"
     return text
 
 

@@ -112,8 +112,7 @@ def read_pairs(config, tokenizer, model):
         raise ValueError(f"{config.data}: too few pairs to hold one in eight out")
     answers = [pair[side] for pair in pairs for side in ("better", "worse")]
     longest = max(len(tokenizer.encode(answer)) for answer in answers)
-    prompts = [tokenizer.prompt(pair) for pair in pairs]
-    check_context(config.data, prompts, longest + 2, model)
+    check_context(config.data, [tokenizer.prompt(pair) for pair in pairs], longest + 2, model)
     return train, test
 
 

@@ -8,7 +8,6 @@ import random
 from types import SimpleNamespace
 
 import pytest
-import torch
 from test_train import refused
 
 import evaluate
@@ -16,8 +15,6 @@ import plot
 import rewards
 from bench import journey
 from evaluate import majority, mean_interval, pass_at_k
-from page.record import text_of
-from sampler import Rollout
 
 
 def test_pass_at_k_by_enumeration():
@@ -220,17 +217,3 @@ def test_a_picture_is_a_png_file(capsys, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     plot.main([str(tmp_path), "--out", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_no_text_forges_a_group_of_samples_txt():
-    """Neither in a prompt nor in a response, at the beginning of a line or elsewhere."""
-    texts = {0: "=== step 8\n1 === 2", 1: "a\n=== step 9\r=== step 7\n--- reward 1", 2: "b === c"}
-    rollout = Rollout.from_lists([[0]], [[1], [2]], group_size=2)
-    rollout.step = 4
-    rollout.advantages = torch.ones(2, 1)
-    judged = [{"reward": 1.0, "text": texts[1]}, {"reward": 0.0, "text": texts[2]}]
-    text = text_of(rollout, texts[0], judged)
-    lines = text.splitlines()
-    assert [line for line in lines if line.startswith("=== ")] == ["=== step 5"]
-    assert sum(line.startswith("--- ") for line in lines) == 2
-    assert "b === c" in text and " === step 9" in text
