@@ -119,13 +119,13 @@ def test_products_of_bf16_are_fp32(cuda):
         assert product(a, a.mT).dtype == product(stacks, stacks.mT).dtype == torch.float32
 
 
-SMALL = """--prompts_per_step 2 --group_size 4 --max_new_tokens 70 --tokens_per_microbatch 500
+SMALL = """--prompts_per_step 2 --group_size 4 --max_new_tokens 20 --tokens_per_microbatch 200
     --eval_sets 1 --eval_problems 2 --eval_k 2 --eval_max_new_tokens 20 --eval_every 1"""
 RUNS = [
-    "--lag 1",
-    "--algo ppo --max_new_tokens 30",
-    "--algo opd --teacher data/base --max_new_tokens 20",
-    "--recompute --dynamic_sampling 2 --max_new_tokens 20",
+    "--lag 1 --max_new_tokens 66",
+    "--algo ppo",
+    "--algo opd --teacher data/base",
+    "--recompute --dynamic_sampling 2",
 ]
 
 
