@@ -102,8 +102,7 @@ def draw(groups):
     figure = Figure(figsize=(12, 3.25 * lines), layout="constrained")
     for place, panel in enumerate(PANELS, 1):
         draw_panel(figure.add_subplot(lines, 3, place), panel, groups)
-    lines_and_names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*lines_and_names, loc="outside lower center", ncols=6)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     seeds = max(len(runs) for runs in groups.values())
     title = ", ".join(groups)
     figure.suptitle(f"{title}: mean and range of {seeds} seeds" if seeds > 1 else title)

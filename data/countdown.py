@@ -35,8 +35,7 @@ def make_problem(rng, size, test):
         target = combine(rng, numbers)
         if 10 <= target <= 99 and is_held_out(numbers, target) == test:
             break
-    listed = ", ".join(str(n) for n in numbers)
-    texts = ask(QUESTION.format(listed, target))
+    texts = ask(QUESTION.format(", ".join(str(n) for n in numbers), target))
     return {"kind": "countdown", "numbers": numbers, "target": target, **texts}
 
 

@@ -490,7 +490,7 @@ def test_so_it_does_with_another_model_and_in_tiles(tiny, monkeypatch, algo):
 @pytest.mark.parametrize("algo, prompts", [(grpo, 2), (ppo, 2 * 3)])
 @pytest.mark.parametrize("tokens", [1, 14, 40, 10**9])
 def test_each_prompt_runs_once_an_optimizer_step(tiny, monkeypatch, algo, prompts, tokens):
-    """Of a group with a signal, and in each network; fewer than all may be in a micro-batch."""
+    """Of a group with a signal, in each network; and again for the gradient that they gather."""
     policy = tiny()
     flags = FLAGS | {"tokens_per_microbatch": tokens, "minibatches": 1, "kl_coef": 0.0}
     run = make_run(algo, policy, flags)
@@ -505,7 +505,7 @@ def test_each_prompt_runs_once_an_optimizer_step(tiny, monkeypatch, algo, prompt
 
     monkeypatch.setattr(logprobs, "run_prompts", run_prompts)
     train.update(run, rollout, STEP)
-    assert sum(counts) == prompts and max(counts) <= max(1, tokens // 7)
+    assert sum(counts) == 2 * prompts and max(counts) <= max(1, tokens // 7)
     assert rollout.prompts is None
 
 
