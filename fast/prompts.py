@@ -1,15 +1,13 @@
 """Micro-batches that share their prompts, each of which runs once: the fast twin of prompt_states.
 
 What a prompt gives, the state of its last token and its keys and values, is cut off from the graph
-for the micro-batches. The gradient that they leave there goes back through the prompts at the end,
-which run again for it: until then nothing else of them is kept.
+for the micro-batches. The gradient that they leave there goes back through the prompts at the end.
 """
 
 import functools
 
 import torch
 from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint
 
 from logprobs import prompt_states
 from plumbing import world
@@ -19,8 +17,9 @@ def micro_batches(rollout, tokens, keep):
     """Yields this process's share of the micro-batches of the rows in keep (N,) bool: row indices,
     the rollout of them. To be used up: a backward pass follows the last one.
 
-    They share as many prompts as fit a micro-batch."""
-    at_once = max(1, tokens // rollout.prompt_ids.shape[1])
+    They share as many prompts as fit a quarter of a micro-batch, since the activations of these
+    stay until then."""
+    at_once = max(1, tokens // 4 // rollout.prompt_ids.shape[1])
     for problems in rollout.group.unique().split(at_once):
         rows = keep & torch.isin(rollout.group, problems)
         yield from share_prompts(rollout, world.share(rollout.micro_batches(tokens, rows)))
@@ -36,8 +35,7 @@ def share_prompts(rollout, pieces):
 
     @functools.cache
     def run(model, with_gradient):
-        whole = rollout.select(torch.cat(pieces))
-        problems, hidden, cache = checkpoint(prompt_states, model, whole, use_reentrant=False)
+        problems, hidden, cache = prompt_states(model, rollout.select(torch.cat(pieces)))
         vars(cache).update(tree_map_only(torch.Tensor, cut, vars(cache)))
         return problems, cut(hidden), cache
 

@@ -51,8 +51,8 @@ def estimate(nets, config, group_size, prompt_columns):
     B, T, P = config.prompts_per_step, config.max_new_tokens, prompt_columns
     sampled = config.prompts_sampled * group_size * (T + P)
     rows = max(1, config.tokens_per_microbatch // (P + T))
-    # a micro-batch, or the prompts that micro-batches share, as in fast/prompts.py
-    updated = max(rows * T, P * min(B, max(1, config.tokens_per_microbatch // P)))
+    # a micro-batch, and the prompts that micro-batches share, as in fast/prompts.py
+    updated = rows * T + P * min(B, max(1, config.tokens_per_microbatch // 4 // P))
     vocab_size = len(nets.policy.head)
     logits = 4 * rows * T * vocab_size
     with autocast(config):
