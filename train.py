@@ -179,8 +179,7 @@ def score(run, rollout):
     """Fills in what the other networks say, a micro-batch at a time."""
     empty = [name for name, value in vars(rollout).items() if value is None]
     scored = {}
-    everything = rollout.response_mask.any(1)
-    for rows, part in micro_batches(rollout, run.config.tokens_per_microbatch, everything):
+    for rows, part in micro_batches(rollout, run.config.tokens_per_microbatch, rollout.lengths > 0):
         with run.autocast:
             run.algo.score(run.nets, part, run.hp)
         for name in empty:

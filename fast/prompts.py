@@ -13,14 +13,18 @@ from logprobs import prompt_states
 from plumbing import world
 
 
+def prompts_at_once(tokens, columns):
+    """How many prompts of so many columns are shared: their activations stay until the end."""
+    return max(1, tokens // 4 // columns)
+
+
 def micro_batches(rollout, tokens, keep):
     """Yields this process's share of the micro-batches of the rows in keep (N,) bool: row indices,
     the rollout of them. To be used up: a backward pass follows the last one.
 
-    They share as many prompts as fit a quarter of a micro-batch, since the activations of these
-    stay until then."""
-    at_once = max(1, tokens // 4 // rollout.prompt_ids.shape[1])
-    for problems in rollout.group.unique().split(at_once):
+    They share as many prompts as fit a quarter of a micro-batch."""
+    columns = rollout.prompt_ids.shape[1]
+    for problems in rollout.group.unique().split(prompts_at_once(tokens, columns)):
         rows = keep & torch.isin(rollout.group, problems)
         yield from share_prompts(rollout, world.share(rollout.micro_batches(tokens, rows)))
 

@@ -10,6 +10,7 @@ import os
 
 import torch
 
+from fast.prompts import prompts_at_once
 from logprobs import KEEP_BYTES, SMALL_VOCABULARY
 from start.compose import autocast
 
@@ -52,7 +53,7 @@ def estimate(nets, config, group_size, prompt_columns):
     sampled = config.prompts_sampled * group_size * (T + P)
     rows = max(1, config.tokens_per_microbatch // (P + T))
     # a micro-batch, and the prompts that micro-batches share, as in fast/prompts.py
-    updated = rows * T + P * min(B, max(1, config.tokens_per_microbatch // 4 // P))
+    updated = rows * T + P * min(B, prompts_at_once(config.tokens_per_microbatch, P))
     vocab_size = len(nets.policy.head)
     logits = 4 * rows * T * vocab_size
     with autocast(config):
